@@ -1,0 +1,118 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* The one dispatch type. A row of a backend's table is the only registration a kernel has: plans,
+ * tests, validation and bench all walk the tables. */
+#ifndef MLA_COMMON_KERNEL_H
+#define MLA_COMMON_KERNEL_H
+
+#include "mla/mla.h"
+
+#define MLA_BIT(enumerator) (1u << (enumerator))
+
+/* One request of a plan, with its places in the batch-wide tensors. */
+struct mla_request {
+    int64_t index;      /* in the batch */
+    int64_t q_start;    /* first query row */
+    int64_t query_len;
+    int64_t kv_start;   /* first key row of a flat cache or of k, v */
+    int64_t seq_len_kv; /* planned length; tensors.seq_lens_kv may shorten it at run time */
+};
+
+/* Requests of one plan that run together: same route, same kernel. */
+struct mla_job {
+    const mla_context *context;
+    const mla_problem *problem; /* the plan's own copy */
+    const struct mla_kernel *kernel;
+    mla_route route;
+    mla_precision precision;
+    const struct mla_request *requests;
+    int64_t num_requests;
+    bool ignore_lists;        /* dense route over lists that are known to be complete */
+    int64_t wanted_splits;    /* 0 = choose */
+    size_t workspace_limit;   /* bytes; 0 = the kernel's default */
+    /* set by prepare: */
+    int64_t num_splits;
+    int64_t rows_per_pass;
+    size_t workspace_bytes;
+    void *data;               /* the kernel's own, freed by release */
+};
+
+struct mla_kernel {
+    const char *name;         /* file stem, plus tile if several */
+    mla_backend backend;
+    const char *architecture;
+    mla_proof proof;
+    unsigned routes, forms, formats; /* MLA_BIT sets; formats of mla_cache_format */
+    /* Can it take the job? If not, writes why as a clause ("heads_q 200, at most 128"). The bit sets
+     * above, and the problem itself, have been checked before. */
+    bool (*supports)(const struct mla_job *job, char *why, size_t bytes);
+    /* Chooses splits and rows_per_pass under workspace_limit, sets workspace_bytes, may allocate. */
+    mla_status (*prepare)(struct mla_job *job);
+    void (*release)(struct mla_job *job); /* may be NULL */
+    /* Tensors have been checked. workspace is 256-byte aligned, workspace_bytes long. */
+    mla_status (*run)(const struct mla_job *job, const mla_tensors *tensors, void *workspace,
+                      void *stream);
+};
+
+struct mla_context {
+    mla_backend backend;
+    int device;
+    int threads;      /* resolved, >= 1 */
+    int sm;           /* CUDA: 10·major + minor; 0 elsewhere */
+    char about[192];
+    void *data;       /* the backend's own */
+};
+
+/* What a backend registers; one row in common/plan.c. */
+struct mla_backend_ops {
+    mla_backend backend;
+    const struct mla_kernel *const *kernels; /* ordered best first, NULL at the end */
+    /* Fills context or leaves a sentence; MLA_ERR_NO_DEVICE if it can't serve here. */
+    mla_status (*open)(const mla_context_options *options, mla_context *context);
+    void (*close)(mla_context *context);
+    mla_status (*merge)(const mla_context *context, const mla_merge_args *args, void *stream);
+    bool (*runnable)(const struct mla_kernel *kernel); /* here, now */
+};
+
+extern const struct mla_backend_ops mla_cpu_backend; /* reference/table.c */
+#ifdef MLA_WITH_CUDA
+extern const struct mla_backend_ops mla_cuda_backend; /* cuda/table.c */
+#endif
+
+/* Derived sizes. */
+static inline int64_t mla_d_qk(const mla_problem *p)
+{
+    return (p->form == MLA_FORM_ABSORBED ? p->kv_lora_rank : p->qk_nope_dim) + p->qk_rope_dim;
+}
+static inline int64_t mla_d_v(const mla_problem *p) /* width of out */
+{
+    return p->form == MLA_FORM_ABSORBED ? p->kv_lora_rank : p->v_dim;
+}
+static inline int64_t mla_total_q(const mla_problem *p)
+{
+    return p->batch ? p->cu_seqlens_q[p->batch] : 0;
+}
+
+/* Stride or its packed default. */
+static inline int64_t mla_stride0(const mla_tensor *t, int64_t packed)
+{
+    return t->stride[0] ? t->stride[0] : packed;
+}
+static inline int64_t mla_stride1(const mla_tensor *t, int64_t packed)
+{
+    return t->stride[1] ? t->stride[1] : packed;
+}
+
+/* Keys of request r in this run, and the exclusive upper end of what its query row i may see by
+ * causality (may be <= 0). */
+static inline int64_t mla_run_seq_len(const struct mla_request *r, const mla_tensors *t)
+{
+    int64_t n = t->seq_lens_kv ? t->seq_lens_kv[r->index] : r->seq_len_kv;
+    return n < 0 ? 0 : n > r->seq_len_kv ? r->seq_len_kv : n;
+}
+static inline int64_t mla_causal_end(const mla_problem *p, const struct mla_request *r, int64_t i,
+                                     int64_t seq_len_kv)
+{
+    return p->causal ? seq_len_kv - r->query_len + i + 1 : seq_len_kv;
+}
+
+#endif
