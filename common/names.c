@@ -46,7 +46,8 @@ static mla_status parse(const char *const *names, int count, const char *what, c
     {                                                                                              \
         int value;                                                                                 \
         if (!out)                                                                                  \
-            return mla_fail(MLA_ERR_ARGUMENT, "mla_" #kind "_parse: out: got NULL, want a pointer"); \
+            return mla_fail(MLA_ERR_ARGUMENT,                                                      \
+                            "mla_" #kind "_parse: out: got NULL, want a pointer");                 \
         mla_status status = parse(kind##_names, COUNT(kind##_names), #kind, name, &value);         \
         if (status == MLA_OK)                                                                      \
             *out = (type)value;                                                                    \

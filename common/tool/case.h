@@ -4,6 +4,7 @@
 #ifndef MLA_TOOL_CASE_H
 #define MLA_TOOL_CASE_H
 
+#include "common/problem.h"
 #include "mla/mla.h"
 
 struct mla_case {
@@ -26,10 +27,6 @@ struct mla_case_spec {
 
 /* "attend form=… fill=… seed=…" -> spec. MLA_ERR_ARGUMENT, MLA_ERR_MEMORY. */
 mla_status mla_case_spec_parse(struct mla_case_spec *spec, const char *text);
-/* Batch grammar [count]q<len>[k][s<len>[k]],… appended to cu_seqlens_q / seq_lens_kv of a problem that
- * owns its storage; replaces lengths it had. */
-mla_status mla_batch_parse(mla_problem *problem, const char *batch);
-
 /* Fills tensors for spec; the same spec gives the same bits on every machine and thread count. */
 mla_status mla_case_make(const struct mla_case_spec *spec, struct mla_case *out);
 /* Reads a problem file (.safetensors); every input rule of interchange.md §2 is checked.
