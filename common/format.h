@@ -9,7 +9,7 @@
 /* Exact widening. */
 float mla_bf16_to_f32(uint16_t bits);
 float mla_f16_to_f32(uint16_t bits);
-float mla_e4m3_to_f32(uint8_t bits);  /* e4m3fn: max 448, NaN 0x7F and 0xFF, no inf */
+float mla_e4m3_to_f32(uint8_t bits); /* e4m3fn: max 448, NaN 0x7F and 0xFF, no inf */
 float mla_e2m1_to_f32(uint8_t nibble);
 float mla_ue8m0_to_f32(uint8_t bits); /* 2^(bits-127); 255 = NaN */
 
@@ -40,12 +40,10 @@ static inline bool mla_cache_is_packed(mla_cache_format format)
  * and paged. Keys outside [0, seq_len_kv) or on a page outside [0, num_pages) give a row of zeros
  * and valid[i] = 0, else 1. valid may be NULL. Latent and absorbed problems. Any thread. */
 void mla_cache_rows_f32(const mla_problem *problem, const mla_tensors *tensors,
-                        const struct mla_request *request, int64_t seq_len_kv,
-                        const int32_t *index, int64_t first, int64_t n, float *dst, int64_t ld,
-                        uint8_t *valid);
+                        const struct mla_request *request, int64_t seq_len_kv, const int32_t *index,
+                        int64_t first, int64_t n, float *dst, int64_t ld, uint8_t *valid);
 void mla_cache_rows_f64(const mla_problem *problem, const mla_tensors *tensors,
-                        const struct mla_request *request, int64_t seq_len_kv,
-                        const int32_t *index, int64_t first, int64_t n, double *dst, int64_t ld,
-                        uint8_t *valid);
+                        const struct mla_request *request, int64_t seq_len_kv, const int32_t *index,
+                        int64_t first, int64_t n, double *dst, int64_t ld, uint8_t *valid);
 
 #endif

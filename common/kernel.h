@@ -10,8 +10,8 @@
 
 /* One request of a plan, with its places in the batch-wide tensors. */
 struct mla_request {
-    int64_t index;      /* in the batch */
-    int64_t q_start;    /* first query row */
+    int64_t index;   /* in the batch */
+    int64_t q_start; /* first query row */
     int64_t query_len;
     int64_t kv_start;   /* first key row of a flat cache or of k, v */
     int64_t seq_len_kv; /* planned length; tensors.seq_lens_kv may shorten it at run time */
@@ -26,18 +26,18 @@ struct mla_job {
     mla_precision precision;
     const struct mla_request *requests;
     int64_t num_requests;
-    bool ignore_lists;        /* dense route over lists that are known to be complete */
-    int64_t wanted_splits;    /* 0 = choose */
-    size_t workspace_limit;   /* bytes; 0 = the kernel's default */
+    bool ignore_lists;      /* dense route over lists that are known to be complete */
+    int64_t wanted_splits;  /* 0 = choose */
+    size_t workspace_limit; /* bytes; 0 = the kernel's default */
     /* set by prepare: */
     int64_t num_splits;
     int64_t rows_per_pass;
     size_t workspace_bytes;
-    void *data;               /* the kernel's own, freed by release */
+    void *data; /* the kernel's own, freed by release */
 };
 
 struct mla_kernel {
-    const char *name;         /* file stem, plus tile if several */
+    const char *name; /* file stem, plus tile if several */
     mla_backend backend;
     const char *architecture;
     mla_proof proof;
@@ -56,10 +56,10 @@ struct mla_kernel {
 struct mla_context {
     mla_backend backend;
     int device;
-    int threads;      /* resolved, >= 1 */
-    int sm;           /* CUDA: 10·major + minor; 0 elsewhere */
+    int threads; /* resolved, >= 1 */
+    int sm;      /* CUDA: 10·major + minor; 0 elsewhere */
     char about[192];
-    void *data;       /* the backend's own */
+    void *data; /* the backend's own */
 };
 
 /* What a backend registers; one row in common/plan.c. */

@@ -258,7 +258,7 @@ static mla_status check_sizes(const mla_problem *p, int64_t sum_kv)
 
 mla_status mla_problem_check(const mla_problem *problem)
 {
-    int64_t max_kv, sum_kv;
+    int64_t max_kv = 0, sum_kv = 0;
     if (!problem)
         return mla_fail(MLA_ERR_ARGUMENT, "mla_problem_check: problem: got NULL, want a pointer");
     mla_status status = check_enums(problem);

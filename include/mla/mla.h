@@ -382,7 +382,8 @@ typedef struct mla_kernel_info {
     bool runnable;            /* here, now */
 } mla_kernel_info;
 
-/* The dispatch table, best first, read-only; for tests and tools. */
+/* The dispatch table, best first, read-only; for tests and tools. The texts routes, forms and formats
+ * stay valid until the same thread asks again. MLA_ERR_ARGUMENT past the end. Any thread. */
 MLA_API int mla_kernel_count(void);
 MLA_API mla_status mla_kernel_get(int i, mla_kernel_info *out);
 MLA_API const char *mla_proof_name(mla_proof proof);

@@ -1,0 +1,11 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* The list of backends, inside the library. */
+#ifndef MLA_COMMON_BACKEND_H
+#define MLA_COMMON_BACKEND_H
+
+#include "kernel.h"
+
+/* NULL if this build does not have it. */
+const struct mla_backend_ops *mla_backend_ops_of(mla_backend backend);
+
+#endif

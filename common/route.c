@@ -1,0 +1,176 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Routing of one request. FLOP a query-key pair and head (multiply-add = 2):
+ *   expanded form (MHA)  2·(d_qk + d_v) = 2·(192 + 128) = 640 at DeepSeek-V3's dims
+ *   absorbed form (MQA)  2·(2·L + dr)   = 2·(1024 + 64) = 2176
+ * and the projections, 2·L·(dn + dv) = 262144 a head: MHA up-projects every key once, MQA absorbs
+ * into every query. A causal prefill of s tokens has s²/2 pairs masked, at most topk·s listed, so
+ * MHA and sparse MQA meet where 320·s² = 2176·(topk·s - topk²/2): s = 12 813 at topk 2048. */
+#include "route.h"
+
+#include "kernel.h"
+
+#include <math.h>
+
+static const struct mla_route_rate flop_rates[] = {{1, {1, 1, 1, 1, 1}}};
+const struct mla_route_table mla_route_table_flop = {"flop", 1, flop_rates};
+
+static bool is_mha(mla_route route)
+{
+    return route == MLA_ROUTE_DENSE_MHA || route == MLA_ROUTE_MASKED_MHA;
+}
+
+static bool is_dense(mla_route route)
+{
+    return route == MLA_ROUTE_DENSE_MHA || route == MLA_ROUTE_DENSE_MQA;
+}
+
+/* Sum over query rows of min(limit, keys allowed by causality). */
+static double sum_of_ends(const mla_problem *p, int64_t query_len, int64_t seq_len_kv,
+                          int64_t limit)
+{
+    double q = (double)query_len, n = (double)seq_len_kv, k = (double)limit;
+    if (query_len <= 0 || seq_len_kv <= 0)
+        return 0;
+    if (!p->causal)
+        return q * (n < k ? n : k);
+    /* Row i may see first + i keys; the first `short_rows` rows stay below the limit. */
+    double first = n - q + 1;
+    double short_rows = k - first;
+    short_rows = short_rows < 0 ? 0 : short_rows > q ? q : short_rows;
+    return short_rows * first + short_rows * (short_rows - 1) / 2 +
+           (q - short_rows) * (n < k ? n : k);
+}
+
+double mla_pairs_dense(const mla_problem *p, int64_t query_len, int64_t seq_len_kv)
+{
+    return sum_of_ends(p, query_len, seq_len_kv, seq_len_kv);
+}
+
+double mla_pairs_listed(const mla_problem *p, int64_t query_len, int64_t seq_len_kv)
+{
+    return sum_of_ends(p, query_len, seq_len_kv, p->topk ? p->topk : seq_len_kv);
+}
+
+double mla_route_flop(const mla_problem *p, mla_route route, int64_t query_len, int64_t seq_len_kv)
+{
+    double heads = (double)p->heads_q, rank = (double)p->kv_lora_rank;
+    double pairs = route == MLA_ROUTE_SPARSE_MQA ? mla_pairs_listed(p, query_len, seq_len_kv)
+                                                 : mla_pairs_dense(p, query_len, seq_len_kv);
+    double pair_flop = is_mha(route) ? 2.0 * (double)(p->qk_nope_dim + p->qk_rope_dim + p->v_dim)
+                                     : 2.0 * (2.0 * rank + (double)p->qk_rope_dim);
+    double projection = 0;
+    if (p->form == MLA_FORM_LATENT)
+        projection = 2.0 * rank * (double)(p->qk_nope_dim + p->v_dim) *
+                     (double)(is_mha(route) ? seq_len_kv : query_len);
+    return heads * (pairs * pair_flop + projection);
+}
+
+double mla_route_bytes(const mla_problem *p, mla_route route, int64_t query_len, int64_t seq_len_kv)
+{
+    double q = (double)query_len, n = (double)seq_len_kv, heads = (double)p->heads_q;
+    double element = (double)mla_dtype_bytes(p->q_dtype), bytes;
+    bytes = q * heads *
+            ((double)(p->form == MLA_FORM_LATENT ? p->qk_nope_dim + p->qk_rope_dim : mla_d_qk(p)) *
+                 element +
+             (double)mla_d_v(p) * (double)mla_dtype_bytes(p->out_dtype));
+    if (p->form == MLA_FORM_EXPANDED)
+        return bytes + n * (double)p->heads_kv * (double)(mla_d_qk(p) + p->v_dim) *
+                           (double)mla_dtype_bytes(p->kv_dtype);
+    if (p->form == MLA_FORM_LATENT)
+        bytes += heads * (double)p->kv_lora_rank * (double)(p->qk_nope_dim + p->v_dim) * element;
+    double rows = route == MLA_ROUTE_SPARSE_MQA ? mla_pairs_listed(p, query_len, seq_len_kv) : n;
+    return bytes +
+           rows * (double)mla_cache_row_bytes(p->cache_format, p->kv_lora_rank, p->qk_rope_dim);
+}
+
+bool mla_route_admissible(const mla_problem *p, mla_route route, bool lists_complete,
+                          const char **why)
+{
+    static const char *unused;
+    why = why ? why : &unused;
+    if (p->form == MLA_FORM_ABSORBED && is_mha(route))
+        *why = "an absorbed problem has no per-head k and v";
+    else if (p->form == MLA_FORM_EXPANDED && !is_mha(route))
+        *why = "an expanded problem has no latents";
+    else if (route == MLA_ROUTE_SPARSE_MQA && p->topk == 0)
+        *why = "it needs topk_indices";
+    else if (route == MLA_ROUTE_MASKED_MHA && p->topk == 0 && !p->has_mask)
+        *why = "it needs topk_indices or mask";
+    else if (is_dense(route) && p->topk > 0 && !lists_complete)
+        *why = "topk_indices leave out keys that a row may see, or are not known to be complete";
+    else
+        return true;
+    return false;
+}
+
+/* Rate of a route at this head count, interpolated in log(heads). */
+static double rate_of(const struct mla_route_table *table, mla_route route, int64_t heads)
+{
+    const struct mla_route_rate *rows = table->rows;
+    int64_t last = table->num_rows - 1, i = 0;
+    if (heads <= rows[0].heads_q)
+        return rows[0].rate[route];
+    while (i < last && rows[i + 1].heads_q < heads)
+        i++;
+    if (i == last)
+        return rows[last].rate[route];
+    double x = log((double)heads / (double)rows[i].heads_q) /
+               log((double)rows[i + 1].heads_q / (double)rows[i].heads_q);
+    return rows[i].rate[route] * (1 - x) + rows[i + 1].rate[route] * x;
+}
+
+static mla_route set(struct mla_route_choice *out, mla_route route, const char *reason)
+{
+    out->reason = reason;
+    return out->route = route;
+}
+
+/* The rules in order; first match wins. cost[] is filled. */
+static mla_route decide(const mla_problem *p, int64_t seq_len_kv, bool lists_complete,
+                        double mqa_over_mha, struct mla_route_choice *out)
+{
+    bool lists = p->topk > 0;
+    const double *cost = out->cost;
+    if (p->form == MLA_FORM_EXPANDED)
+        return lists || p->has_mask
+                   ? set(out, MLA_ROUTE_MASKED_MHA, "expanded problem with lists or a mask")
+                   : set(out, MLA_ROUTE_DENSE_MHA, "expanded problem");
+    if (p->form == MLA_FORM_ABSORBED)
+        return lists ? set(out, MLA_ROUTE_SPARSE_MQA, "absorbed problem with top-k lists")
+                     : set(out, MLA_ROUTE_DENSE_MQA, "absorbed problem");
+    if (mqa_over_mha <= 1)
+        return lists ? set(out, MLA_ROUTE_SPARSE_MQA, "few query tokens, top-k lists")
+                     : set(out, MLA_ROUTE_DENSE_MQA, "few query tokens");
+    if (!lists)
+        return p->has_mask ? set(out, MLA_ROUTE_MASKED_MHA, "mask given, MHA costs less")
+                           : set(out, MLA_ROUTE_DENSE_MHA, "no lists, MHA costs less");
+    if (lists_complete && seq_len_kv <= p->topk)
+        return set(out, MLA_ROUTE_DENSE_MHA, "lists hold every visible key");
+    return cost[MLA_ROUTE_MASKED_MHA] <= cost[MLA_ROUTE_SPARSE_MQA]
+               ? set(out, MLA_ROUTE_MASKED_MHA, "up to the crossover")
+               : set(out, MLA_ROUTE_SPARSE_MQA, "beyond the crossover");
+}
+
+void mla_route_choose(const mla_problem *p, int64_t query_len, int64_t seq_len_kv,
+                      bool lists_complete, const struct mla_route_table *table, size_t budget,
+                      struct mla_route_choice *out)
+{
+    *out = (struct mla_route_choice){0};
+    for (int route = MLA_ROUTE_DENSE_MHA; route < MLA_ROUTES; route++)
+        out->cost[route] = mla_route_admissible(p, (mla_route)route, lists_complete, NULL)
+                               ? mla_route_flop(p, (mla_route)route, query_len, seq_len_kv) /
+                                     rate_of(table, (mla_route)route, p->heads_q)
+                               : INFINITY;
+    /* "Few" query tokens: absorbing them costs no more than up-projecting every key, lists aside. */
+    double mha = mla_route_flop(p, MLA_ROUTE_DENSE_MHA, query_len, seq_len_kv) /
+                 rate_of(table, MLA_ROUTE_DENSE_MHA, p->heads_q);
+    double mqa = mla_route_flop(p, MLA_ROUTE_DENSE_MQA, query_len, seq_len_kv) /
+                 rate_of(table, MLA_ROUTE_DENSE_MQA, p->heads_q);
+    decide(p, seq_len_kv, lists_complete, mha > 0 ? mqa / mha : 1, out);
+
+    size_t row_bytes = (size_t)((seq_len_kv + 31) / 32 * 4);
+    budget = budget ? budget : MLA_DEFAULT_MASK_BYTES;
+    out->rows_per_pass = query_len > 0 ? query_len : 1;
+    if (row_bytes && (size_t)out->rows_per_pass > budget / row_bytes)
+        out->rows_per_pass = budget >= row_bytes ? (int64_t)(budget / row_bytes) : 1;
+}
