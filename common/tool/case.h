@@ -7,6 +7,7 @@
 #include "common/problem.h"
 #include "mla/mla.h"
 
+/* Everything behind its pointers comes from mla_case_buffer or, read-only, from the mapped file. */
 struct mla_case {
     mla_problem problem;   /* length arrays owned by the case */
     mla_tensors tensors;   /* inputs owned by the case; out, lse, max_logits absent */
@@ -33,6 +34,10 @@ mla_status mla_case_make(const struct mla_case_spec *spec, struct mla_case *out)
  * Warnings (unknown tensors, metadata) go to warn(line, user); warn may be NULL. */
 mla_status mla_case_load(const char *path, struct mla_case *out,
                          void (*warn)(const char *line, void *user), void *user);
+/* The same from bytes in memory, which are copied; label stands for the path in sentences. */
+mla_status mla_case_load_bytes(const void *bytes, size_t size, const char *label,
+                               struct mla_case *out, void (*warn)(const char *line, void *user),
+                               void *user);
 /* path that exists as a file -> load; a string that starts with "attend" -> parse + make. */
 mla_status mla_case_open(const char *path_or_text, struct mla_case *out,
                          void (*warn)(const char *line, void *user), void *user);
@@ -40,7 +45,7 @@ mla_status mla_case_open(const char *path_or_text, struct mla_case *out,
 mla_status mla_case_save(const struct mla_case *c, const char *path);
 void mla_case_free(struct mla_case *c);
 
-/* A zeroed buffer that is freed with the case, or NULL. */
+/* A zeroed buffer, aligned to 64, that is freed with the case, or NULL. */
 void *mla_case_buffer(struct mla_case *c, size_t count, size_t bytes);
 
 #endif
