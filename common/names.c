@@ -44,7 +44,7 @@ static mla_status parse(const char *const *names, int count, const char *what, c
 #define PARSED(kind, type)                                                                         \
     mla_status mla_##kind##_parse(const char *name, type *out)                                     \
     {                                                                                              \
-        int value;                                                                                 \
+        int value = 0;                                                                             \
         if (!out)                                                                                  \
             return mla_fail(MLA_ERR_ARGUMENT,                                                      \
                             "mla_" #kind "_parse: out: got NULL, want a pointer");                 \
