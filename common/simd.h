@@ -4,16 +4,12 @@
 #ifndef MLA_COMMON_SIMD_H
 #define MLA_COMMON_SIMD_H
 
-#if defined(__has_feature)
-#if __has_feature(thread_sanitizer)
-#define MLA_NO_CLONES /* resolvers run before the sanitizer's own start-up */
-#endif
-#endif
-#if defined(__SANITIZE_THREAD__)
-#define MLA_NO_CLONES
-#endif
+#include <limits.h> /* __GLIBC__ */
 
-#if defined(__x86_64__) && defined(__linux__) && defined(__GNUC__) && !defined(MLA_NO_CLONES)
+/* gcc alone: clang before 17 names the clones so that other files cannot find them, and it is here
+ * for its sanitizers. Not under ThreadSanitizer: resolvers run before its own start-up. */
+#if defined(__x86_64__) && defined(__GLIBC__) && defined(__GNUC__) && !defined(__clang__) &&       \
+    !defined(__SANITIZE_THREAD__)
 #define MLA_CLONES __attribute__((target_clones("avx2", "default")))
 #else
 #define MLA_CLONES
