@@ -323,11 +323,6 @@ size_t mla_cache_row_bytes(mla_cache_format format, int64_t kv_lora_rank, int64_
 
 /* --------------------------------------------------------------------- rows */
 
-/* Where the parts of one record lie. rope and scales are NULL where the format has none. */
-struct record {
-    const char *data, *rope, *scales;
-};
-
 /* What stays the same for all rows of one call. */
 struct row_map {
     const mla_problem *problem;
@@ -358,8 +353,9 @@ static struct row_map map_rows(const mla_problem *p, const mla_tensors *t,
         if (m.page_bytes == 0)
             m.page_bytes = p->page_size * m.row_bytes;
         m.pages = t->kv_cache.data;
-        m.page_ids = (const int32_t *)t->page_table.data +
-                     r->index * mla_stride0(&t->page_table, p->max_pages);
+        if (t->page_table.data)
+            m.page_ids = (const int32_t *)t->page_table.data +
+                         r->index * mla_stride0(&t->page_table, p->max_pages);
         int64_t held = p->max_pages * p->page_size;
         m.end = m.end < held ? m.end : held;
     } else if (mla_cache_is_packed(p->cache_format)) {
@@ -367,15 +363,16 @@ static struct row_map map_rows(const mla_problem *p, const mla_tensors *t,
     } else {
         m.row_bytes = mla_stride0(&t->kv_c, p->kv_lora_rank) * item;
         m.page_bytes = mla_stride0(&t->k_pe, p->qk_rope_dim) * item;
-        m.kv_c = (const char *)t->kv_c.data + r->kv_start * m.row_bytes;
-        if (p->qk_rope_dim > 0)
+        if (t->kv_c.data)
+            m.kv_c = (const char *)t->kv_c.data + r->kv_start * m.row_bytes;
+        if (p->qk_rope_dim > 0 && t->k_pe.data)
             m.k_pe = (const char *)t->k_pe.data + r->kv_start * m.page_bytes;
     }
     return m;
 }
 
 /* Parts of key j; false where there is no such key. */
-static inline bool find_record(const struct row_map *m, int64_t j, struct record *out)
+static inline bool find_record(const struct row_map *m, int64_t j, struct mla_record *out)
 {
     const mla_problem *p = m->problem;
     if (j < 0 || j >= m->end)
@@ -397,26 +394,8 @@ static inline bool find_record(const struct row_map *m, int64_t j, struct record
     int64_t id = m->page_ids[column];
     if (id < 0 || id >= p->num_pages)
         return false;
-    const char *page = m->pages + id * m->page_bytes, *row = page + slot * m->row_bytes;
-    switch (p->cache_format) {
-    case MLA_CACHE_FP8_DS_MLA:
-        *out = (struct record){row, row + FP8_ROPE_AT, row + FP8_SCALES_AT};
-        break;
-    case MLA_CACHE_MODEL1:
-        out->data = page + slot * MODEL1_DATA_BYTES;
-        out->rope = out->data + MODEL1_ROPE_AT;
-        out->scales = page + p->page_size * MODEL1_DATA_BYTES + slot * MODEL1_SCALE_BYTES;
-        break;
-    case MLA_CACHE_V41:
-        out->data = page + slot * V41_DATA_BYTES;
-        out->scales = page + p->page_size * V41_DATA_BYTES + slot * V41_SCALE_BYTES;
-        break;
-    case MLA_CACHE_NVFP4_DS_MLA:
-        *out = (struct record){row, row + NVFP4_ROPE_AT, row + NVFP4_SCALES_AT};
-        break;
-    default:
-        *out = (struct record){row, row + m->latent_bytes, NULL};
-    }
+    *out = mla_record_at(p->cache_format, m->pages + id * m->page_bytes, slot, p->page_size,
+                         m->row_bytes, m->latent_bytes);
     return true;
 }
 

@@ -16,33 +16,32 @@ static inline void NAME(read_e4m3)(const char *src, int64_t n, REAL scale, REAL 
         dst[i] = (REAL)widen_e4m3((uint8_t)src[i]) * scale;
 }
 
-static inline void NAME(read_fp8_ds_mla)(const struct record *r, REAL *dst)
+static inline void NAME(read_fp8_ds_mla)(const struct mla_record *r, REAL *dst)
 {
     for (int s = 0; s < FP8_TILES; s++)
         NAME(read_e4m3)
-        (r->data + s * FP8_TILE, FP8_TILE, (REAL)load_scale_f32(r->scales + 4 * s),
-         dst + s * FP8_TILE);
+    (r->data + s * FP8_TILE, FP8_TILE, (REAL)load_scale_f32(r->scales + 4 * s), dst + s * FP8_TILE);
     NAME(read_bf16)(r->rope, PACKED_ROPE, dst + PACKED_LATENT);
 }
 
-static inline void NAME(read_model1)(const struct record *r, REAL *dst)
+static inline void NAME(read_model1)(const struct mla_record *r, REAL *dst)
 {
     for (int s = 0; s < MODEL1_TILES; s++)
         NAME(read_e4m3)
-        (r->data + s * MODEL1_TILE, MODEL1_TILE, (REAL)widen_ue8m0((uint8_t)r->scales[s]),
-         dst + s * MODEL1_TILE);
+    (r->data + s * MODEL1_TILE, MODEL1_TILE, (REAL)widen_ue8m0((uint8_t)r->scales[s]),
+     dst + s * MODEL1_TILE);
     NAME(read_bf16)(r->rope, PACKED_ROPE, dst + MODEL1_ROPE_AT);
 }
 
-static inline void NAME(read_v41)(const struct record *r, REAL *dst)
+static inline void NAME(read_v41)(const struct mla_record *r, REAL *dst)
 {
     for (int s = 0; s < V41_TILES; s++)
         NAME(read_e4m3)
-        (r->data + s * V41_TILE, V41_TILE, (REAL)widen_ue8m0((uint8_t)r->scales[s]),
-         dst + s * V41_TILE);
+    (r->data + s * V41_TILE, V41_TILE, (REAL)widen_ue8m0((uint8_t)r->scales[s]),
+     dst + s * V41_TILE);
 }
 
-static inline void NAME(read_nvfp4)(const struct record *r, REAL *dst)
+static inline void NAME(read_nvfp4)(const struct mla_record *r, REAL *dst)
 {
     for (int s = 0; s < NVFP4_TILES; s++) {
         REAL scale = (REAL)widen_e4m3((uint8_t)r->scales[nvfp4_scale_place(s)]);
@@ -56,16 +55,43 @@ static inline void NAME(read_nvfp4)(const struct record *r, REAL *dst)
     NAME(read_e4m3)(r->rope, PACKED_ROPE, 1, dst + PACKED_LATENT);
 }
 
-static inline void NAME(read_plain)(const mla_problem *p, const struct record *r, REAL *dst)
+static inline void NAME(read_plain)(mla_dtype dtype, const struct mla_record *r, int64_t latent,
+                                    int64_t rope, REAL *dst)
 {
-    mla_dtype dtype = mla_cache_dtype(p->cache_format);
     if (dtype == MLA_BF16) {
-        NAME(read_bf16)(r->data, p->kv_lora_rank, dst);
-        NAME(read_bf16)(r->rope, p->qk_rope_dim, dst + p->kv_lora_rank);
+        NAME(read_bf16)(r->data, latent, dst);
+        NAME(read_bf16)(r->rope, rope, dst + latent);
         return;
     }
-    NAME(mla_load)(dtype, r->data, p->kv_lora_rank, dst);
-    NAME(mla_load)(dtype, r->rope, p->qk_rope_dim, dst + p->kv_lora_rank);
+    NAME(mla_load)(dtype, r->data, latent, dst);
+    NAME(mla_load)(dtype, r->rope, rope, dst + latent);
+}
+
+static inline void NAME(read_record)(mla_cache_format format, const struct mla_record *record,
+                                     int64_t latent, int64_t rope, REAL *dst)
+{
+    switch (format) {
+    case MLA_CACHE_FP8_DS_MLA:
+        NAME(read_fp8_ds_mla)(record, dst);
+        break;
+    case MLA_CACHE_MODEL1:
+        NAME(read_model1)(record, dst);
+        break;
+    case MLA_CACHE_V41:
+        NAME(read_v41)(record, dst);
+        break;
+    case MLA_CACHE_NVFP4_DS_MLA:
+        NAME(read_nvfp4)(record, dst);
+        break;
+    default:
+        NAME(read_plain)(mla_cache_dtype(format), record, latent, rope, dst);
+    }
+}
+
+MLA_CLONES void NAME(mla_record_read)(mla_cache_format format, const struct mla_record *record,
+                                      int64_t latent, int64_t rope, REAL *dst)
+{
+    NAME(read_record)(format, record, latent, rope, dst);
 }
 
 MLA_CLONES void NAME(mla_cache_rows)(const mla_problem *problem, const mla_tensors *tensors,
@@ -77,7 +103,7 @@ MLA_CLONES void NAME(mla_cache_rows)(const mla_problem *problem, const mla_tenso
     int64_t width = problem->kv_lora_rank + problem->qk_rope_dim;
     for (int64_t i = 0; i < n; i++) {
         REAL *row = dst + i * ld;
-        struct record record = {NULL, NULL, NULL};
+        struct mla_record record = {NULL, NULL, NULL};
         bool found = find_record(&map, index ? index[i] : first + i, &record);
         if (valid)
             valid[i] = found;
@@ -85,21 +111,7 @@ MLA_CLONES void NAME(mla_cache_rows)(const mla_problem *problem, const mla_tenso
             memset(row, 0, (size_t)width * sizeof *row);
             continue;
         }
-        switch (problem->cache_format) {
-        case MLA_CACHE_FP8_DS_MLA:
-            NAME(read_fp8_ds_mla)(&record, row);
-            break;
-        case MLA_CACHE_MODEL1:
-            NAME(read_model1)(&record, row);
-            break;
-        case MLA_CACHE_V41:
-            NAME(read_v41)(&record, row);
-            break;
-        case MLA_CACHE_NVFP4_DS_MLA:
-            NAME(read_nvfp4)(&record, row);
-            break;
-        default:
-            NAME(read_plain)(problem, &record, row);
-        }
+        NAME(read_record)
+        (problem->cache_format, &record, problem->kv_lora_rank, problem->qk_rope_dim, row);
     }
 }

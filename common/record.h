@@ -1,7 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Byte offsets of the packed cache records; docs/formats.md has the tables. All little-endian. */
+/* Cache records: byte offsets of the packed formats (docs/formats.md has the tables; all
+ * little-endian), where a record lies in its page, and the tile quantisers. */
 #ifndef MLA_COMMON_RECORD_H
 #define MLA_COMMON_RECORD_H
+
+#include "mla/cache.h"
 
 enum {
     /* fp8_ds_mla: 512 e4m3, 4 f32 scales of 128 values each, 64 bf16 */
@@ -49,5 +52,51 @@ static inline int nvfp4_scale_place(int s)
 {
     return 8 * (s & 3) + (s >> 2);
 }
+
+/* Where the parts of one record lie. rope and scales are NULL where the format has none. */
+struct mla_record {
+    const char *data, *rope, *scales;
+};
+
+/* Record number slot of a page. row_bytes: distance of rows where rows are whole; latent_bytes: where
+ * the rope part of a plain row begins. Writers cast the const away. */
+static inline struct mla_record mla_record_at(mla_cache_format format, const char *page,
+                                              int64_t slot, int64_t page_size, int64_t row_bytes,
+                                              int64_t latent_bytes)
+{
+    const char *row = page + slot * row_bytes;
+    switch (format) {
+    case MLA_CACHE_FP8_DS_MLA:
+        return (struct mla_record){row, row + FP8_ROPE_AT, row + FP8_SCALES_AT};
+    case MLA_CACHE_MODEL1:
+        row = page + slot * MODEL1_DATA_BYTES;
+        return (struct mla_record){row, row + MODEL1_ROPE_AT,
+                                   page + page_size * MODEL1_DATA_BYTES +
+                                       slot * MODEL1_SCALE_BYTES};
+    case MLA_CACHE_V41:
+        return (struct mla_record){page + slot * V41_DATA_BYTES, NULL,
+                                   page + page_size * V41_DATA_BYTES + slot * V41_SCALE_BYTES};
+    case MLA_CACHE_NVFP4_DS_MLA:
+        return (struct mla_record){row, row + NVFP4_ROPE_AT, row + NVFP4_SCALES_AT};
+    default:
+        return (struct mla_record){row, row + latent_bytes, NULL};
+    }
+}
+
+/* Dequantises one record: latent values, then rope values (packed formats know their own widths). */
+void mla_record_read_f32(mla_cache_format format, const struct mla_record *record, int64_t latent,
+                         int64_t rope, float *dst);
+void mla_record_read_f64(mla_cache_format format, const struct mla_record *record, int64_t latent,
+                         int64_t rope, double *dst);
+
+/* Least e with 2^e >= x, for finite x > 0. Exact: no logarithm. */
+int mla_ceil_log2(float x);
+/* Scale of n values stored as e4m3, from the finite ones among them. Latent tiles: at least 1e-4, then
+ * the next power of two; or FLT_MIN with MLA_SCALE_F32. Index keys: amax at least 1e-4, then amax/448,
+ * to the next power of two unless MLA_SCALE_F32. */
+float mla_latent_scale(const float *x, int64_t n, mla_scale_rule rule);
+float mla_index_scale(const float *x, int64_t n, mla_scale_rule rule);
+/* x / scale (rounded to float, as deployed) to e4m3; non-finite x to NaN (0x7F). */
+void mla_quantise_e4m3(const float *x, int64_t n, float scale, uint8_t *dst);
 
 #endif
