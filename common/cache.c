@@ -298,7 +298,7 @@ static mla_status check_cache(const char *call, const mla_cache *c, int64_t n, s
     if (!c)
         return null(call, "cache");
     if ((unsigned)c->format > MLA_CACHE_NVFP4_DS_MLA)
-        return bad(call, "cache.format", (int64_t)c->format, "an enumerator of mla_cache_format");
+        return bad(call, "cache.format", (int)c->format, "an enumerator of mla_cache_format");
     mla_status status = check_range(call, "cache.kv_lora_rank", c->kv_lora_rank, 1);
     if (!status)
         status = check_range(call, "cache.qk_rope_dim", c->qk_rope_dim, 0);
@@ -319,7 +319,7 @@ static mla_status check_dtype(const char *call, const char *field, mla_dtype dty
 {
     if ((unsigned)dtype <= (f64 ? MLA_F64 : MLA_F32))
         return MLA_OK;
-    return bad(call, field, (int64_t)dtype, f64 ? "bf16, f16, f32 or f64" : "bf16, f16 or f32");
+    return bad(call, field, (int)dtype, f64 ? "bf16, f16, f32 or f64" : "bf16, f16 or f32");
 }
 
 static mla_status check_values(const char *call, const mla_cache *c, const mla_cache_values *v,
@@ -356,7 +356,7 @@ static mla_status check_rule(const char *call, mla_scale_rule rule, bool may_be_
 {
     if (rule == MLA_SCALE_DEFAULT || (rule == MLA_SCALE_F32 && may_be_f32))
         return MLA_OK;
-    return bad(call, "rule", (int64_t)rule,
+    return bad(call, "rule", (int)rule,
                may_be_f32 ? "MLA_SCALE_DEFAULT or MLA_SCALE_F32"
                           : "MLA_SCALE_DEFAULT, the only rule of this format");
 }
@@ -500,7 +500,7 @@ static mla_status check_index(const char *call, const mla_cache_index *c, const 
     if (!c)
         return null(call, "cache");
     if (index_data_bytes(c->format) == 0)
-        return bad(call, "cache.format", (int64_t)c->format, "an enumerator of mla_index_format");
+        return bad(call, "cache.format", (int)c->format, "MLA_INDEX_FP8 or MLA_INDEX_FP4");
     status = check_range(call, "cache.page_size", c->page_size, 1);
     if (!status)
         status = check_range(call, "cache.num_pages", c->num_pages, 0);

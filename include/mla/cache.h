@@ -11,6 +11,7 @@
 #ifndef MLA_CACHE_H
 #define MLA_CACHE_H
 
+#include "mla/index.h"
 #include "mla/mla.h"
 
 #ifdef __cplusplus
@@ -20,7 +21,7 @@ extern "C" {
 /* How a writer chooses scales. */
 typedef enum mla_scale_rule {
     MLA_SCALE_DEFAULT = 0, /* powers of two; nvfp4_ds_mla: e4m3, rounded up */
-    MLA_SCALE_F32          /* amax / 448 as it comes: fp8_ds_mla and fp8 indexer keys, whose scales are
+    MLA_SCALE_F32 /* amax / 448 as it comes: fp8_ds_mla and fp8 indexer keys, whose scales are
                               f32. Every reader here takes both kinds */
 } mla_scale_rule;
 
@@ -34,9 +35,9 @@ typedef struct mla_cache {
     int64_t page_size;    /* tokens of a page; 0 = flat, plain formats only */
     int64_t num_pages;    /* paged: pages of kv_cache */
     int64_t num_rows;     /* flat: rows of kv_c and k_pe */
-    mla_tensor kv_cache;  /* paged: as in mla_tensors (strides in elements, packed formats: bytes) */
-    mla_tensor kv_c;      /* flat [num_rows, L] */
-    mla_tensor k_pe;      /* flat [num_rows, dr]; absent if dr = 0 */
+    mla_tensor kv_cache; /* paged: as in mla_tensors (strides in elements, packed formats: bytes) */
+    mla_tensor kv_c;     /* flat [num_rows, L] */
+    mla_tensor k_pe;     /* flat [num_rows, dr]; absent if dr = 0 */
 } mla_cache;
 
 /* Values of some tokens, one row each. A joint row [n, L + dr] is k_pe.data = row + L with both
@@ -70,17 +71,15 @@ MLA_API mla_status mla_cache_read(const mla_context *context, const mla_cache *c
 
 /* ------------------------------------------------------------ indexer keys */
 
-typedef enum mla_index_format {
-    MLA_INDEX_FP8 = 0, /* 132 B a token: 128 e4m3; page footer: one f32 scale a token */
-    MLA_INDEX_FP4      /* 68 B: 128 e2m1; page footer: four ue8m0 a token, 32 values each */
-} mla_index_format;
-
-/* The indexer's key cache; 128 values a token. A flat one is a single page of num_rows tokens. */
+/* The indexer's key cache; 128 values a token, data of all tokens of a page, then its footer. A flat one
+ * is a single page. mla_index_append stores keys that are quantised already; here values come in. */
 typedef struct mla_cache_index {
-    mla_index_format format;
+    mla_index_format
+        format;        /* MLA_INDEX_FP8: 132 B a token, 128 e4m3; footer one f32 scale a token.
+                                MLA_INDEX_FP4: 68 B, 128 e2m1; footer four ue8m0, 32 values each */
     int64_t page_size; /* tokens of a page, >= 1 */
     int64_t num_pages;
-    mla_tensor pages;  /* bytes; stride[0] = a page in bytes, 0 = packed; stride[1] is not used */
+    mla_tensor pages; /* bytes; stride[0] = a page in bytes, 0 = packed; stride[1] is not used */
 } mla_cache_index;
 
 /* 132 or 68 times page_size; 0 if that makes no sense. Any thread. */
