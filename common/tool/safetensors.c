@@ -21,7 +21,7 @@ enum { MAX_RANK = 8, MAX_DEPTH = 8, MAX_ARRAY = 8 };
 static const uint64_t max_header = 100000000; /* bytes, as in the reference implementation */
 
 struct owner {
-    json_t *root; /* names, keys and values point into it */
+    struct mla_json_memory json; /* names, keys and values point into it */
     void *map;
     size_t map_bytes;
 };
@@ -349,18 +349,19 @@ static mla_status parse(const void *bytes, size_t size, const char *label, struc
         return no_memory(label);
     out->owned = owner;
     json_error_t error;
-    mla_json_memory_begin();
-    owner->root = json_loadb(text, (size_t)header, JSON_REJECT_DUPLICATES, &error);
-    if (mla_json_memory_failed())
+    bool out_of_memory;
+    json_t *root = mla_json_parse(text, (size_t)header, JSON_REJECT_DUPLICATES, &owner->json,
+                                  &error, &out_of_memory);
+    if (out_of_memory)
         return no_memory(label);
-    if (!owner->root) {
+    if (!root) {
         char why[JSON_ERROR_TEXT_LENGTH];
         return refuse(label, "header",
                       "got malformed JSON at byte %d (%s), want one object with "
                       "unique names",
                       error.position, mla_st_printable(why, sizeof why, error.text));
     }
-    return read_root(label, owner->root, text + header, size - 8 - (size_t)header, out);
+    return read_root(label, root, text + header, size - 8 - (size_t)header, out);
 }
 
 mla_status mla_st_parse(const void *bytes, size_t size, const char *label, struct mla_st_file *out)
@@ -433,7 +434,7 @@ void mla_st_close(struct mla_st_file *file)
         return;
     struct owner *owner = file->owned;
     if (owner) {
-        json_decref(owner->root);
+        mla_json_free(&owner->json);
         if (owner->map)
             munmap(owner->map, owner->map_bytes);
         mla_free(owner);
