@@ -23,7 +23,7 @@ enum {
     MODEL1_SCALE_BYTES = 8,
     MODEL1_ROW_BYTES = 584,
 
-    /* v41: per token 512 e4m3; after all tokens of the page, per token 16 ue8m0 of 32 values each */
+    /* v41: per token 512 e4m3; after all tokens of the page, per token 16 ue8m0 of 32 each */
     V41_TILE = 32,
     V41_TILES = 16,
     V41_DATA_BYTES = 512,
@@ -58,8 +58,8 @@ struct mla_record {
     const char *data, *rope, *scales;
 };
 
-/* Record number slot of a page. row_bytes: distance of rows where rows are whole; latent_bytes: where
- * the rope part of a plain row begins. Writers cast the const away. */
+/* Record number slot of a page. row_bytes: distance of rows where rows are whole; latent_bytes:
+ * where the rope part of a plain row begins. Writers cast the const away. */
 static inline struct mla_record mla_record_at(mla_cache_format format, const char *page,
                                               int64_t slot, int64_t page_size, int64_t row_bytes,
                                               int64_t latent_bytes)
@@ -83,7 +83,7 @@ static inline struct mla_record mla_record_at(mla_cache_format format, const cha
     }
 }
 
-/* Dequantises one record: latent values, then rope values (packed formats know their own widths). */
+/* Dequantises one record: latent values, then rope values (packed formats know their widths). */
 void mla_record_read_f32(mla_cache_format format, const struct mla_record *record, int64_t latent,
                          int64_t rope, float *dst);
 void mla_record_read_f64(mla_cache_format format, const struct mla_record *record, int64_t latent,
@@ -91,9 +91,9 @@ void mla_record_read_f64(mla_cache_format format, const struct mla_record *recor
 
 /* Least e with 2^e >= x, for finite x > 0. Exact: no logarithm. */
 int mla_ceil_log2(float x);
-/* Scale of n values stored as e4m3, from the finite ones among them. Latent tiles: at least 1e-4, then
- * the next power of two; or FLT_MIN with MLA_SCALE_F32. Index keys: amax at least 1e-4, then amax/448,
- * to the next power of two unless MLA_SCALE_F32. */
+/* Scale of n values stored as e4m3, from the finite ones among them. Latent tiles: at least 1e-4,
+ * then the next power of two; with MLA_SCALE_F32 at least FLT_MIN, no power. Index keys: amax at
+ * least 1e-4, then amax/448, to the next power of two unless MLA_SCALE_F32. */
 float mla_latent_scale(const float *x, int64_t n, mla_scale_rule rule);
 float mla_index_scale(const float *x, int64_t n, mla_scale_rule rule);
 /* x / scale (rounded to float, as deployed) to e4m3; non-finite x to NaN (0x7F). */

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Cache codecs: golden records byte for byte, strides and pages, round trips, every bad argument. */
+/* Cache codecs: golden records byte for byte, strides, pages, round trips, every bad argument. */
 #include "support.h"
 
 #include <float.h>
@@ -281,7 +281,7 @@ static float sample(int64_t i, int64_t d)
 }
 
 /* Writes tokens into pages with strides larger than packed, reads them back, and requires that no
- * byte outside the records changes. kind: a cache format, or -1 and -2 for fp8 and fp4 index keys. */
+ * byte outside the records changes. kind: a cache format; -1, -2: fp8, fp4 index keys. */
 static void layouts_of(int kind, int64_t page_size)
 {
     bool index = kind < 0;
@@ -624,6 +624,43 @@ static void page_bytes(void **state)
     assert_int_equal(mla_cache_index_page_bytes(MLA_INDEX_F32, 64), 0);
 }
 
+/* The indexer's own two steps store the same bytes. */
+static void same_as_prepare(void **state)
+{
+    (void)state;
+    uint64_t seed = 3;
+    float x[3][128], scale[3];
+    uint8_t data[3 * 128], ue8m0[3 * 4], one[4 * 132], two[4 * 132];
+    const int64_t slots[3] = {2, -1, 1};
+    for (int i = 0; i < 3; i++)
+        for (int d = 0; d < 128; d++)
+            x[i][d] = (float)((mla_test_uniform(&seed) - 0.5) * ldexp(1, i * 6 - 4));
+    for (int fp4 = 0; fp4 < 2; fp4++) {
+        for (int f32_rule = 0; f32_rule <= !fp4; f32_rule++) {
+            mla_index_format format = fp4 ? MLA_INDEX_FP4 : MLA_INDEX_FP8;
+            void *scales = fp4 ? (void *)ue8m0 : (void *)scale;
+            mla_index_prepare_args args = {.rows = 3,
+                                           .heads = 1,
+                                           .dim = 128,
+                                           .dtype = MLA_F32,
+                                           .in = x,
+                                           .any_scale = f32_rule,
+                                           .format = format,
+                                           .out = data,
+                                           .scale = scales};
+            memset(one, 0xA5, sizeof one);
+            memset(two, 0xA5, sizeof two);
+            assert_ok(mla_index_prepare(&args));
+            assert_ok(mla_index_append(format, 128, 4, 1, 0, slots, 3, data, scales, one));
+            mla_cache_index cache = {format, 4, 1, {two, {0, 0}}};
+            mla_tensor keys = {x, {0, 0}};
+            assert_ok(mla_cache_index_write(&cpu, &cache, MLA_F32, &keys, slots, 3,
+                                            (mla_scale_rule)f32_rule, NULL));
+            assert_memory_equal(one, two, sizeof one);
+        }
+    }
+}
+
 /* The header promises that nothing is allocated. */
 static void no_allocation(void **state)
 {
@@ -648,6 +685,7 @@ int main(void)
         cmocka_unit_test(round_trip),         cmocka_unit_test(flat),
         cmocka_unit_test(bad_latent),         cmocka_unit_test(bad_index),
         cmocka_unit_test(page_bytes),         cmocka_unit_test(no_allocation),
+        cmocka_unit_test(same_as_prepare),
     };
     return cmocka_run_group_tests_name("cache", tests, NULL, NULL);
 }

@@ -26,8 +26,8 @@ static double f64_of(uint64_t bits)
     return x;
 }
 
-/* The value of a code by the definition of such formats; inf_exponent: codes with the top exponent are
- * inf and NaN. */
+/* The value of a code by the definition of such formats; inf_exponent: codes with the top exponent
+ * are inf and NaN. */
 static double decode(unsigned code, int ebits, int mbits, bool inf_exponent)
 {
     int bias = (1 << (ebits - 1)) - 1, top = (1 << ebits) - 1;
@@ -156,8 +156,8 @@ static void golden_numbers(void **state)
     assert_true(seen > 5000);
 }
 
-/* All lengths round the vector width, at odd addresses, against the scalar calls; nothing past the end
- * is touched. */
+/* All lengths round the vector width, at odd addresses, against the scalar calls; nothing past the
+ * end is touched. */
 static void arrays(void **state)
 {
     (void)state;
@@ -383,7 +383,7 @@ static void paged_rows(void **state)
     }
 }
 
-/* Packed records in padded pages: the value of a key comes from its scale alone (codes are all 1.0),
+/* Packed records in padded pages: the value of a key comes from its scale alone (codes: all 1.0),
  * so a scale or a page taken from the wrong place shows. */
 static float packed_value(int64_t j, int64_t d)
 {
@@ -478,7 +478,7 @@ static void far_keys(void **state)
     assert_true(!valid[0] && !valid[1] && out[0] == 0 && out[3] == 0);
 }
 
-/* A packed format without pages is refused long before; the reader shows no key rather than crash. */
+/* A packed format without pages is refused long before; the reader shows no key, no crash. */
 static void packed_flat(void **state)
 {
     (void)state;

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Cache records: quantise and append, read back. Byte layouts, scale rules and worked examples are in
- * docs/formats.md.
+/* Cache records: quantise and append, read back. Byte layouts, scale rules and worked examples are
+ * in docs/formats.md.
  *
  * A slot is a place for one token: page · page_size + offset in a paged cache, the row number in a
  * flat one. Two families: latent rows (mla_cache) and the indexer's keys (mla_cache_index).
@@ -21,8 +21,8 @@ extern "C" {
 /* How a writer chooses scales. */
 typedef enum mla_scale_rule {
     MLA_SCALE_DEFAULT = 0, /* powers of two; nvfp4_ds_mla: e4m3, rounded up */
-    MLA_SCALE_F32 /* amax / 448 as it comes: fp8_ds_mla and fp8 indexer keys, whose scales are
-                              f32. Every reader here takes both kinds */
+    MLA_SCALE_F32          /* amax / 448 as it comes: fp8_ds_mla and fp8 indexer keys, whose scales
+                              are f32. Every reader here takes both kinds */
 } mla_scale_rule;
 
 /* ------------------------------------------------------------- latent rows */
@@ -48,7 +48,7 @@ typedef struct mla_cache_values {
     mla_tensor k_pe; /* [n, dr]; absent if dr = 0 */
 } mla_cache_values;
 
-/* Bytes of an unpadded page: page_size rows, footer included. 0 if that makes no sense. Any thread. */
+/* Bytes of an unpadded page: page_size rows, footer included; 0 if that makes no sense. */
 MLA_API size_t mla_cache_page_bytes(mla_cache_format format, int64_t kv_lora_rank,
                                     int64_t qk_rope_dim, int64_t page_size);
 
@@ -71,12 +71,12 @@ MLA_API mla_status mla_cache_read(const mla_context *context, const mla_cache *c
 
 /* ------------------------------------------------------------ indexer keys */
 
-/* The indexer's key cache; 128 values a token, data of all tokens of a page, then its footer. A flat one
- * is a single page. mla_index_append stores keys that are quantised already; here values come in. */
+/* The indexer's key cache; 128 values a token: data of all tokens of a page, then its footer. A
+ * flat one is a single page. mla_index_append stores quantised keys; here values come in. */
 typedef struct mla_cache_index {
-    mla_index_format
-        format;        /* MLA_INDEX_FP8: 132 B a token, 128 e4m3; footer one f32 scale a token.
-                                MLA_INDEX_FP4: 68 B, 128 e2m1; footer four ue8m0, 32 values each */
+    /* MLA_INDEX_FP8: 132 B a token, 128 e4m3; footer one f32 scale a token.
+     * MLA_INDEX_FP4: 68 B a token, 128 e2m1; footer four ue8m0 a token, 32 values each. */
+    mla_index_format format;
     int64_t page_size; /* tokens of a page, >= 1 */
     int64_t num_pages;
     mla_tensor pages; /* bytes; stride[0] = a page in bytes, 0 = packed; stride[1] is not used */

@@ -541,6 +541,25 @@ def record_file(record):
         write_case(file, record, "f32_largest", "largest f32", "f32",
                    [([0x7F7FFFFF, 0xFF7FFFFF, 0x3F800000] * width)[:width]], rule="f32")
 
+        # Values next to ties, where dividing by the scale and multiplying by its reciprocal round
+        # to different codes: records are written by division.
+        write_case(file, record, "f32_divide", "x / scale is not x * (1 / scale)", "f32",
+                   [division_traps(rng, width, tile)], rule="f32")
+    if record == "nvfp4_ds_mla":
+        # Here the reciprocal rules: x = tie * scale, 1/scale not exact.
+        traps = []
+        for code in range(0x31, 0x3F):
+            scale = E4M3.values[code]
+            inverse = f32(1 / scale)
+            found = [t * scale for t in E2M1_ZERO_UP
+                     if E2M1.encode(f32(t * scale * inverse)) != E2M1.encode(t)]
+            if found:
+                found = [6 * scale] + (found * 16)[:15]
+                traps += [word(x) | (i % 2) << 31 for i, x in enumerate(found)]
+        assert len(traps) >= 16
+        write_case(file, record, "reciprocal", "x * (1 / scale) is not x / scale", "f32",
+                   [(traps * 36)[:512] + [0] * 64])
+
     # Readers take whatever is stored: every byte value, any scale.
     row = [rng.randrange(256) for _ in range(row_bytes)]
     footer = [rng.randrange(256) for _ in range(footer_bytes)]
@@ -555,6 +574,24 @@ def record_file(record):
             part[at : at + 4] = word_bytes(scale)
         read_case(file, record, "odd_scales", "scales 0.1, 2^-149, inf, -1.5", row, footer)
     file.close()
+
+
+def division_traps(rng, width, tile):
+    out = []
+    while len(out) < width:
+        top = unword(random_f32(rng, 0) & 0x7FFFFFFF)
+        scale = f32(top / 448)
+        inverse = f32(1 / scale)
+        block = [word(top)]
+        for low, high in zip(E4M3.values[64:], E4M3.values[65:]):
+            near = word((low + high) / 2 * scale)
+            for bits in (near - 1, near, near + 1):
+                x = unword(bits)
+                if E4M3.encode(f32(x / scale)) != E4M3.encode(f32(x * inverse)):
+                    block.append(bits | rng.randrange(2) << 31)
+        if len(block) > 1:
+            out += (block * tile)[:tile]
+    return out[:512] + [0] * (width - 512) if width > 512 else out
 
 
 def numbers_file():
