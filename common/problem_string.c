@@ -124,6 +124,7 @@ struct draft {
     char batch[2048];
     int64_t b, sq, skv;
     bool has_batch, has_b, has_skv, has_scale, has_cache, has_out, has_kv_dtype, has_model;
+    bool has_heads_kv, has_page, has_rope;
 };
 
 static bool read_int(const char *value, int64_t *out)
@@ -254,6 +255,9 @@ static mla_status set_other(struct draft *d, const char *key, const char *value)
 static mla_status set_key(struct draft *d, const struct key *key, const char *value)
 {
     char *field = (char *)d->problem + key->offset;
+    d->has_heads_kv |= key->offset == offsetof(mla_problem, heads_kv);
+    d->has_page |= key->offset == offsetof(mla_problem, page_size);
+    d->has_rope |= key->offset == offsetof(mla_problem, qk_rope_dim);
     switch (key->kind) {
     case KEY_INT:
         return read_int(value, (int64_t *)(void *)field)
@@ -285,6 +289,16 @@ static mla_status finish(struct draft *d)
     status = mla_batch_parse(p, d->batch);
     if (status != MLA_OK)
         return status;
+    if (!d->has_heads_kv && p->form == MLA_FORM_EXPANDED)
+        p->heads_kv = p->heads_q;
+    if (d->has_cache && p->form != MLA_FORM_EXPANDED && p->cache_format >= MLA_CACHE_FP8_DS_MLA) {
+        /* Packed records have one rope width, and pages; 64 is the size most engines use. */
+        if (!d->has_page)
+            p->page_size = 64;
+        if (!d->has_rope)
+            p->qk_rope_dim =
+                p->cache_format == MLA_CACHE_MODEL1 || p->cache_format == MLA_CACHE_V41 ? 0 : 64;
+    }
     if (!d->has_scale && !d->has_model)
         p->softmax_scale = 1 / sqrt((double)(p->qk_nope_dim + p->qk_rope_dim));
     if (!d->has_cache)

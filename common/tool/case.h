@@ -24,10 +24,14 @@ struct mla_case_spec {
     char fill[16];         /* KIND of interchange.md: normal, diffuse, large, counting, … */
     uint64_t seed;
     bool shuffled_pages;   /* page ids permuted (the default); false = 0, 1, 2, … */
+    bool holes;            /* about one listed entry in 8 replaced by what must be ignored */
+    bool infinite_sinks;   /* two sinks of three are -inf, +inf */
 };
 
 /* "attend form=… fill=… seed=…" -> spec. MLA_ERR_ARGUMENT, MLA_ERR_MEMORY. */
 mla_status mla_case_spec_parse(struct mla_case_spec *spec, const char *text);
+/* The string that parses to spec; as snprintf. */
+size_t mla_case_spec_print(const struct mla_case_spec *spec, char *text, size_t bytes);
 /* Fills tensors for spec; the same spec gives the same bits on every machine and thread count. */
 mla_status mla_case_make(const struct mla_case_spec *spec, struct mla_case *out);
 /* Reads a problem file (.safetensors); every input rule of interchange.md §2 is checked.
