@@ -1,0 +1,183 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* mla info, and the commands that have nothing to drive yet. */
+#include "command.h"
+
+#include "reference/reference.h"
+
+#include <omp.h>
+#include <string.h>
+
+/* First "model name" of /proc/cpuinfo. */
+static void cpu_name(char *text, size_t bytes)
+{
+    FILE *file = fopen("/proc/cpuinfo", "r");
+    char line[512];
+    snprintf(text, bytes, "unknown");
+    while (file && fgets(line, sizeof line, file))
+        if (strncmp(line, "model name", 10) == 0 && strchr(line, ':')) {
+            const char *name = strchr(line, ':') + 1;
+            name += strspn(name, " \t");
+            snprintf(text, bytes, "%.*s", (int)strcspn(name, "\n"), name);
+            break;
+        }
+    if (file)
+        fclose(file);
+}
+
+static void build_options(char *text, size_t bytes)
+{
+    snprintf(text, bytes, "%s %s, %s, OpenMP %d, CUDA %s",
+#ifdef __clang__
+             "clang",
+#else
+             "gcc",
+#endif
+             __VERSION__,
+#ifdef NDEBUG
+             "release",
+#else
+             "with assertions",
+#endif
+             _OPENMP,
+#ifdef MLA_WITH_CUDA
+             "yes"
+#else
+             "no"
+#endif
+    );
+}
+
+/* A backend's one line: what it runs on, or why it can't. Returns whether it opens. */
+static bool describe_backend(mla_backend backend, char *text, size_t bytes)
+{
+    mla_context_options options = {backend, 0, 0};
+    mla_context *context;
+    if (mla_context_create(&options, &context) != MLA_OK) {
+        snprintf(text, bytes, "not here: %s", mla_last_error());
+        return false;
+    }
+    mla_context_describe(context, text, bytes);
+    mla_context_destroy(context);
+    return true;
+}
+
+static json_t *kernel_json(const mla_kernel_info *k)
+{
+    return json_pack("{s:s, s:s, s:s, s:s, s:s, s:s, s:s, s:b}", "name", k->name, "backend",
+                     mla_backend_name(k->backend), "architecture", k->architecture, "routes",
+                     k->routes, "forms", k->forms, "formats", k->formats, "status",
+                     mla_proof_name(k->proof), "runnable", (int)k->runnable);
+}
+
+static int run_info(const struct command *command, int argc, char **argv)
+{
+    const char *json = NULL;
+    const struct option options[] = {
+        {"json", 0, OPTION_TEXT, &json, "FILE", "the same as JSON; - = stdout"},
+        {0},
+    };
+    int exit_status;
+    if (!mla_options_read(command, options, argc, argv, NULL, &exit_status))
+        return exit_status;
+    char cpu[256], build[256], line[1024];
+    cpu_name(cpu, sizeof cpu);
+    build_options(build, sizeof build);
+    json_t *devices = json_array(), *kernels = json_array();
+    FILE *text = mla_text_open(json);
+    if (!text) {
+        json_decref(devices);
+        json_decref(kernels);
+        mla_usage(command, "--json: cannot open /dev/null");
+        return EXIT_DEVICE;
+    }
+    fprintf(text, "version   %s\nbuild     %s\ncpu       %s, %d threads\nblas      %s\n",
+            mla_version(), build, cpu, omp_get_max_threads(), mla_blas_describe());
+    for (int b = MLA_BACKEND_CPU; b <= MLA_BACKEND_MODEL; b++) {
+        bool here = describe_backend((mla_backend)b, line, sizeof line);
+        const char *name = mla_backend_name((mla_backend)b);
+        fprintf(text, "%-9s %s\n", name, line);
+        json_array_append_new(devices, json_pack("{s:s, s:b, s:s}", "backend", name, "here",
+                                                 (int)here, "about", line));
+    }
+    fprintf(text, "\n%-24s %-7s %-12s %-9s %-8s  %s\n", "kernel", "backend", "architecture",
+            "status", "runnable", "routes / forms / formats");
+    for (int i = 0; i < mla_kernel_count(); i++) {
+        mla_kernel_info k;
+        if (mla_kernel_get(i, &k) != MLA_OK)
+            continue;
+        fprintf(text, "%-24s %-7s %-12s %-9s %-8s  %s / %s / %s\n", k.name,
+                mla_backend_name(k.backend), k.architecture, mla_proof_name(k.proof),
+                k.runnable ? "yes" : "no", k.routes, k.forms, k.formats);
+        json_array_append_new(kernels, kernel_json(&k));
+    }
+    mla_text_close(text);
+    exit_status = EXIT_DONE;
+    json_t *root = json_pack("{s:s, s:s, s:s, s:i, s:s, s:o, s:o}", "version", mla_version(),
+                             "build", build, "cpu", cpu, "threads", omp_get_max_threads(), "blas",
+                             mla_blas_describe(), "backends", devices, "kernels", kernels);
+    if (json)
+        exit_status = mla_json_write(command, root, json);
+    else
+        json_decref(root);
+    return exit_status;
+}
+
+const struct command mla_command_info = {
+    "info",
+    "[--json FILE]",
+    "shows version, build, CPU, BLAS, devices and every kernel",
+    "status: cpu = runs on any host, checked in CI; silicon = ran on that architecture; model = "
+    "ran\n"
+    "in the functional model; compiled = compiled only.",
+    run_info,
+};
+
+/* ------------------------------------------------ commands without hardware */
+
+static int not_here(const struct command *command, const char *reason)
+{
+    fprintf(stderr, "mla %s: %s\n", command->name, reason);
+    return EXIT_NOT_HERE;
+}
+
+static int run_tune(const struct command *command, int argc, char **argv)
+{
+    const char *out = NULL, *json = NULL;
+    const struct option options[] = {
+        {"output", 'o', OPTION_TEXT, &out, "FILE", "the crossover table"},
+        {"json", 0, OPTION_TEXT, &json, "FILE", "the same as JSON; - = stdout"},
+        {0},
+    };
+    int exit_status;
+    if (!mla_options_read(command, options, argc, argv, NULL, &exit_status))
+        return exit_status;
+    if (!out && !json)
+        return mla_usage(command, "-o: got nothing, want the file to write");
+    return not_here(command,
+                    "no backend of this build has crossovers to measure: routes are chosen "
+                    "by the FLOP model, and only device kernels are tuned");
+}
+
+const struct command mla_command_tune = {
+    "tune", "-o FILE", "measures route crossovers on this device (not in this build)",
+    NULL,   run_tune,
+};
+
+static int run_qualify(const struct command *command, int argc, char **argv)
+{
+    const char *out = NULL;
+    const struct option options[] = {
+        {"output", 'o', OPTION_TEXT, &out, "FILE", "the record"},
+        {0},
+    };
+    int exit_status;
+    if (!mla_options_read(command, options, argc, argv, NULL, &exit_status))
+        return exit_status;
+    return not_here(command, "no device kernel is built in, so there is nothing to qualify (mla "
+                             "check judges the CPU kernels)");
+}
+
+const struct command mla_command_qualify = {
+    "qualify", "[-o FILE]", "runs every kernel row of this device (not in this build)",
+    NULL,      run_qualify,
+};

@@ -1,0 +1,160 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* What mla run, check and bench share: backend words, and one run of a case on the host. */
+#include "command.h"
+
+#include "common/kernel.h"
+#include "common/route.h"
+#include "common/status.h"
+
+#include <ctype.h>
+#include <string.h>
+#include <time.h>
+
+double mla_seconds(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
+/* "eager", "late" or "random:SEED". */
+static bool is_schedule(const char *text)
+{
+    if (strcmp(text, "eager") == 0 || strcmp(text, "late") == 0)
+        return true;
+    if (strncmp(text, "random:", 7) != 0 || !text[7])
+        return false;
+    for (text += 7; *text; text++)
+        if (!isdigit((unsigned char)*text))
+            return false;
+    return true;
+}
+
+int mla_compute_words(const struct command *command, struct compute *c)
+{
+    mla_backend backend;
+    c->backend = c->backend ? c->backend : "cpu";
+    if (strcmp(c->backend, "auto") != 0 && mla_backend_parse(c->backend, &backend) != MLA_OK)
+        return mla_usage(command, "--backend: got '%.80s', want cpu, cuda, model or auto",
+                         c->backend);
+    if (c->route && mla_route_parse(c->route, &c->forced) != MLA_OK)
+        return mla_usage(command,
+                         "--route: got '%.80s', want auto, dense-mha, masked-mha, sparse-mqa or "
+                         "dense-mqa",
+                         c->route);
+    if (c->precision && strcmp(c->precision, "fp64") == 0)
+        c->precision_value = MLA_PRECISION_FP64;
+    else if (c->precision && strcmp(c->precision, "fp32") != 0)
+        return mla_usage(command, "--precision: got '%.80s', want fp32 or fp64", c->precision);
+    if (c->threads > 4096)
+        return mla_usage(command, "--threads: got %lld, want 0 to 4096", (long long)c->threads);
+    if (c->schedule && !is_schedule(c->schedule))
+        return mla_usage(command, "--schedule: got '%.80s', want eager, late or random:SEED",
+                         c->schedule);
+    if (c->schedule && strcmp(c->backend, "model") != 0)
+        return mla_usage(command, "--schedule: got it with --backend %s, want --backend model",
+                         c->backend);
+    return EXIT_DONE;
+}
+
+int mla_compute_open(const struct command *command, struct compute *c)
+{
+    mla_context_options options = {MLA_BACKEND_CPU, 0, (int)c->threads};
+    /* This program keeps tensors on the host, so auto has only the CPU to choose. */
+    if (strcmp(c->backend, "auto") != 0)
+        mla_backend_parse(c->backend, &options.backend);
+    mla_status status = mla_context_create(&options, &c->context);
+    if (status)
+        return mla_report(command, status);
+    if (options.backend != MLA_BACKEND_CPU) {
+        mla_context_destroy(c->context);
+        c->context = NULL;
+        fprintf(stderr,
+                "mla %s: --backend: got %s, want cpu (tensors of files are not copied to a "
+                "device)\n",
+                command->name, c->backend);
+        return EXIT_NOT_HERE;
+    }
+    return EXIT_DONE;
+}
+
+int64_t mla_out_elements(const mla_problem *p)
+{
+    return mla_total_q(p) * p->heads_q * mla_d_v(p);
+}
+
+mla_status mla_run_plan(const struct compute *c, struct mla_case *k, bool max_logits,
+                        struct run_result *out)
+{
+    mla_problem *p = &k->problem;
+    memset(out, 0, sizeof *out);
+    p->out_dtype = c->precision_value == MLA_PRECISION_FP64 ? MLA_F64 : MLA_F32;
+    p->wants_lse = true;
+    p->wants_max_logits = max_logits;
+    out->out_dtype = out->lse_dtype = p->out_dtype;
+    mla_plan_options options = {.route = c->forced,
+                                .kernel = c->kernel,
+                                .precision = c->precision_value,
+                                .complete = k->complete};
+    return mla_plan_create(c->context, p, &options, &out->plan);
+}
+
+/* Outputs start as NaN, so that what a kernel leaves unwritten shows. */
+static void *poisoned(int64_t elements, mla_dtype dtype)
+{
+    size_t bytes = mla_dtype_bytes(dtype);
+    void *data = mla_alloc((size_t)elements + 1, bytes);
+    if (data)
+        memset(data, 0xFF, ((size_t)elements + 1) * bytes);
+    return data;
+}
+
+mla_status mla_run_case(const struct compute *c, struct mla_case *k, struct run_result *r)
+{
+    mla_problem *p = &k->problem;
+    int64_t rows = mla_total_q(p) * p->heads_q;
+    size_t bytes = mla_plan_workspace_bytes(r->plan);
+    (void)c;
+    r->out = poisoned(mla_out_elements(p), r->out_dtype);
+    r->lse = poisoned(rows, r->lse_dtype);
+    if (p->wants_max_logits)
+        r->max_logits = poisoned(rows, r->lse_dtype);
+    r->workspace = mla_alloc(bytes + 256, 1);
+    if (!r->out || !r->lse || !r->workspace || (p->wants_max_logits && !r->max_logits))
+        return mla_fail(
+            MLA_ERR_MEMORY,
+            "outputs: no memory for %lld rows of %lld values and %zu bytes of workspace",
+            (long long)rows, (long long)mla_d_v(p), bytes);
+    char *workspace = r->workspace;
+    workspace += (256 - (uintptr_t)workspace % 256) % 256;
+    mla_tensors t = k->tensors;
+    t.out.data = r->out;
+    t.lse.data = r->lse;
+    t.max_logits.data = r->max_logits;
+    double start = mla_seconds();
+    mla_status status = mla_run(r->plan, &t, workspace, bytes, NULL);
+    r->seconds = mla_seconds() - start;
+    return status;
+}
+
+void mla_run_free(struct run_result *r)
+{
+    mla_plan_destroy(r->plan);
+    mla_free(r->out);
+    mla_free(r->lse);
+    mla_free(r->max_logits);
+    mla_free(r->workspace);
+    memset(r, 0, sizeof *r);
+}
+
+mla_route mla_loosest_route(const mla_problem *p, bool complete)
+{
+    /* MQA rounds once more (the latent output) and its absorbed queries meet longer keys; a masked
+     * row has the same roundings as a dense one. */
+    static const mla_route order[] = {MLA_ROUTE_SPARSE_MQA, MLA_ROUTE_DENSE_MQA,
+                                      MLA_ROUTE_MASKED_MHA, MLA_ROUTE_DENSE_MHA};
+    for (int i = 0; i < 4; i++)
+        if (mla_route_admissible(p, order[i], complete, NULL))
+            return order[i];
+    return MLA_ROUTE_DENSE_MHA;
+}
