@@ -34,7 +34,7 @@ const char *mla_version(void)
 #undef TEXT
 }
 
-mla_status mla_fail(mla_status status, const char *format, ...)
+mla_status(mla_fail)(mla_status status, const char *format, ...)
 {
     /* Formatted aside first: an argument may point into the old sentence. */
     char text[sizeof last_error];

@@ -9,6 +9,9 @@
  *   return mla_fail(MLA_ERR_ARGUMENT, "mla_run: out: got NULL, want a pointer"); */
 mla_status mla_fail(mla_status status, const char *format, ...)
     __attribute__((format(printf, 2, 3)));
+#ifdef __clang_analyzer__ /* which cannot see that mla_fail returns its first argument */
+#define mla_fail(status, ...) ((void)mla_fail(status, __VA_ARGS__), (status))
+#endif
 
 /* Exit status of the program for a library status (interchange contract): 0, 2, 3 or 4. */
 int mla_exit_status(mla_status status);
