@@ -178,7 +178,7 @@ static inline float load_scale_f32(const void *p)
     return x;
 }
 
-MLA_CLONES void mla_load_f32(mla_dtype dtype, const void *src, int64_t n, float *dst)
+static MLA_CLONES void load_f32(mla_dtype dtype, const void *src, int64_t n, float *dst)
 {
     switch (dtype) {
     case MLA_BF16:
@@ -203,7 +203,12 @@ MLA_CLONES void mla_load_f32(mla_dtype dtype, const void *src, int64_t n, float 
     }
 }
 
-MLA_CLONES void mla_load_f64(mla_dtype dtype, const void *src, int64_t n, double *dst)
+void mla_load_f32(mla_dtype dtype, const void *src, int64_t n, float *dst)
+{
+    load_f32(dtype, src, n, dst);
+}
+
+static MLA_CLONES void load_f64(mla_dtype dtype, const void *src, int64_t n, double *dst)
 {
     switch (dtype) {
     case MLA_BF16:
@@ -228,7 +233,12 @@ MLA_CLONES void mla_load_f64(mla_dtype dtype, const void *src, int64_t n, double
     }
 }
 
-MLA_CLONES void mla_store_f32(mla_dtype dtype, void *dst, int64_t n, const float *src)
+void mla_load_f64(mla_dtype dtype, const void *src, int64_t n, double *dst)
+{
+    load_f64(dtype, src, n, dst);
+}
+
+static MLA_CLONES void store_f32(mla_dtype dtype, void *dst, int64_t n, const float *src)
 {
     switch (dtype) {
     case MLA_BF16:
@@ -252,7 +262,12 @@ MLA_CLONES void mla_store_f32(mla_dtype dtype, void *dst, int64_t n, const float
     }
 }
 
-MLA_CLONES void mla_store_f64(mla_dtype dtype, void *dst, int64_t n, const double *src)
+void mla_store_f32(mla_dtype dtype, void *dst, int64_t n, const float *src)
+{
+    store_f32(dtype, dst, n, src);
+}
+
+static MLA_CLONES void store_f64(mla_dtype dtype, void *dst, int64_t n, const double *src)
 {
     switch (dtype) {
     case MLA_BF16:
@@ -273,6 +288,11 @@ MLA_CLONES void mla_store_f64(mla_dtype dtype, void *dst, int64_t n, const doubl
             memcpy(dst, src, (size_t)n * sizeof *src);
         return;
     }
+}
+
+void mla_store_f64(mla_dtype dtype, void *dst, int64_t n, const double *src)
+{
+    store_f64(dtype, dst, n, src);
 }
 
 /* -------------------------------------------------------------------- sizes */

@@ -88,16 +88,22 @@ static inline void NAME(read_record)(mla_cache_format format, const struct mla_r
     }
 }
 
-MLA_CLONES void NAME(mla_record_read)(mla_cache_format format, const struct mla_record *record,
+static MLA_CLONES void NAME(read_one)(mla_cache_format format, const struct mla_record *record,
                                       int64_t latent, int64_t rope, REAL *dst)
 {
     NAME(read_record)(format, record, latent, rope, dst);
 }
 
-MLA_CLONES void NAME(mla_cache_rows)(const mla_problem *problem, const mla_tensors *tensors,
-                                     const struct mla_request *request, int64_t seq_len_kv,
-                                     const int32_t *index, int64_t first, int64_t n, REAL *dst,
-                                     int64_t ld, uint8_t *valid)
+void NAME(mla_record_read)(mla_cache_format format, const struct mla_record *record, int64_t latent,
+                           int64_t rope, REAL *dst)
+{
+    NAME(read_one)(format, record, latent, rope, dst);
+}
+
+static MLA_CLONES void NAME(read_rows)(const mla_problem *problem, const mla_tensors *tensors,
+                                       const struct mla_request *request, int64_t seq_len_kv,
+                                       const int32_t *index, int64_t first, int64_t n, REAL *dst,
+                                       int64_t ld, uint8_t *valid)
 {
     struct row_map map = map_rows(problem, tensors, request, seq_len_kv);
     int64_t width = problem->kv_lora_rank + problem->qk_rope_dim;
@@ -114,4 +120,12 @@ MLA_CLONES void NAME(mla_cache_rows)(const mla_problem *problem, const mla_tenso
         NAME(read_record)
         (problem->cache_format, &record, problem->kv_lora_rank, problem->qk_rope_dim, row);
     }
+}
+
+void NAME(mla_cache_rows)(const mla_problem *problem, const mla_tensors *tensors,
+                          const struct mla_request *request, int64_t seq_len_kv,
+                          const int32_t *index, int64_t first, int64_t n, REAL *dst, int64_t ld,
+                          uint8_t *valid)
+{
+    NAME(read_rows)(problem, tensors, request, seq_len_kv, index, first, n, dst, ld, valid);
 }

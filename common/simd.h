@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* MLA_CLONES before a function definition compiles it for plain x86-64 and for AVX2 and lets the
- * loader pick. Results are the same bits: no contraction to fused operations is allowed by it. */
+ * loader pick. Results are the same bits: no contraction to fused operations is allowed by it.
+ * Static functions only: gcc exports clones from a shared library whatever their visibility. */
 #ifndef MLA_COMMON_SIMD_H
 #define MLA_COMMON_SIMD_H
 
