@@ -760,13 +760,13 @@ static void every_allocation_of_a_result_may_fail(void **state)
 
 /* ------------------------------------------------------------------ seed corpus */
 
-/* tests/fuzz/corpus holds the bases as files. Set MLA_WRITE_CORPUS to write them anew. */
+/* tests/fuzz/corpus/problem_file holds the bases as files. Set MLA_WRITE_CORPUS to write them anew. */
 static void corpus_is_up_to_date(void **state)
 {
     (void)state;
     for (int i = 0; test_file_bases[i]; i++) {
         char path[600];
-        snprintf(path, sizeof path, "%s/tests/fuzz/corpus/%s.safetensors", MLA_SOURCE_DIR,
+        snprintf(path, sizeof path, "%s/tests/fuzz/corpus/problem_file/%s.safetensors", MLA_SOURCE_DIR,
                  test_file_bases[i]);
         struct test_file f;
         size_t size, stored;
