@@ -75,7 +75,9 @@ int64_t mla_attend_naive_scratch(const mla_problem *p)
             longest = p->seq_lens_kv[b];
     if (p->form == MLA_FORM_EXPANDED)
         return longest + 2 * mla_d_qk(p) + 2 * p->v_dim;
-    return longest + 3 * (p->kv_lora_rank + p->qk_rope_dim) + p->qk_nope_dim + 2 * p->v_dim;
+    /* q and a key; o, which is L wide here; a row of w_uk or w_uv, later the output; q_nope. */
+    return longest + 2 * (p->kv_lora_rank + p->qk_rope_dim) + p->kv_lora_rank +
+           (p->kv_lora_rank > p->v_dim ? p->kv_lora_rank : p->v_dim) + p->qk_nope_dim;
 }
 
 void mla_attend_naive_in(const mla_problem *p, const mla_tensors *t, const struct mla_request *r,

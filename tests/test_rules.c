@@ -181,7 +181,8 @@ static void check_blind_rows(struct mla_case *c, const struct run_options *o)
     for (int64_t t = 0; t < r.rows; t++) {
         for (int64_t h = 0; h < heads; h++) {
             double lse = r.lse[t * heads + h];
-            bool is_blind = t == 0 || t == 11, full_sink = sink && h == 0;
+            bool is_blind = t == 0 || t == 11 || before.max_logits[t * heads + h] == -INFINITY;
+            bool full_sink = sink && h == 0;
             double want = full_sink        ? INFINITY
                           : !is_blind      ? lse
                           : sink && h == 2 ? 1.5 / base
