@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Number formats and the readers of latent cache rows. Everything narrow is converted with integer
- * arithmetic on the bits, so neither rounding mode nor flush-to-zero of the caller matters. */
+/* Number formats and the readers of latent cache rows. Narrow formats are converted on their
+ * bits, so that neither rounding mode nor flush-to-zero of the caller matters. */
 #include "format.h"
 
 #include <math.h>
@@ -25,27 +25,35 @@ static inline float f32_of_bits(uint32_t bits)
     return x;
 }
 
-/* The wideners are branch-free so that the array loops below become vector code. Subnormals go
- * through an integer-to-float conversion: a subnormal float is never an operand. */
+/* The wideners have no branch and no float operation that depends on a condition, so that the array
+ * loops below become vector code. A subnormal code gets the exponent of the smallest normal, whose
+ * value is then taken off again: exact, and no subnormal float is ever an operand. */
 static inline float widen_bf16(uint16_t bits)
 {
     return f32_of_bits((uint32_t)bits << 16);
 }
 
+static inline float take_off(uint32_t bits, uint32_t smallest, uint32_t sign)
+{
+    uint32_t magnitude = bits_of_f32(f32_of_bits(bits) - f32_of_bits(smallest));
+    return f32_of_bits((magnitude & 0x7FFFFFFFu) | sign);
+}
+
 static inline float widen_f16(uint16_t bits)
 {
-    uint32_t magnitude = bits & 0x7FFFu, exponent = magnitude >> 10;
-    uint32_t normal = (magnitude << 13) + (112u << 23) + (exponent == 31 ? 112u << 23 : 0);
-    uint32_t tiny = bits_of_f32((float)(int32_t)magnitude * 0x1p-24f);
-    return f32_of_bits((exponent ? normal : tiny) | (uint32_t)(bits & 0x8000u) << 16);
+    uint32_t magnitude = bits & 0x7FFFu;
+    uint32_t tiny = magnitude < 0x400u ? 0xFFFFFFFFu : 0,
+             top = magnitude < 0x7C00u ? 0 : 112u << 23;
+    return take_off((magnitude << 13) + (112u << 23) + (tiny & 1u << 23) + top, tiny & 0x38800000u,
+                    (uint32_t)(bits & 0x8000u) << 16); /* 2^-14 */
 }
 
 static inline float widen_e4m3(uint8_t bits)
 {
     uint32_t magnitude = bits & 0x7Fu;
-    uint32_t normal = magnitude == 0x7F ? 0x7FC00000u : (magnitude << 20) + (120u << 23);
-    uint32_t tiny = bits_of_f32((float)(int32_t)magnitude * 0x1p-9f);
-    return f32_of_bits((magnitude >> 3 ? normal : tiny) | (uint32_t)(bits & 0x80u) << 24);
+    uint32_t tiny = magnitude < 8u ? 0xFFFFFFFFu : 0, nan = magnitude == 0x7Fu ? 0x7FC00000u : 0;
+    return take_off(((magnitude << 20) + (120u << 23) + (tiny & 1u << 23)) | nan,
+                    tiny & 0x3C800000u, (uint32_t)(bits & 0x80u) << 24); /* 2^-6 */
 }
 
 static const float e2m1_values[16] = {0.0f,  0.5f,  1.0f,  1.5f,  2.0f,  3.0f,  4.0f,  6.0f,
@@ -419,7 +427,9 @@ static inline bool find_record(const struct row_map *m, int64_t j, struct mla_re
     return true;
 }
 
-/* The readers, once for float and once for double. */
+/* The readers, once for float and once for double. Inlined by force, because a function that a clone
+ * calls is not compiled for the clone's instructions. */
+#define ALWAYS_INLINE static inline __attribute__((always_inline))
 #define REAL float
 #define NAME(stem) stem##_f32
 #include "format_tmpl.c"

@@ -2,21 +2,21 @@
 /* Row readers of format.c for one REAL (float or double); NAME(x) adds the suffix. A stored value
  * times its scale has at most 28 significant bits: exact in double, rounded once in float. */
 
-static inline void NAME(read_bf16)(const char *src, int64_t n, REAL *dst)
+ALWAYS_INLINE void NAME(read_bf16)(const char *src, int64_t n, REAL *dst)
 {
 #pragma omp simd
     for (int64_t i = 0; i < n; i++)
         dst[i] = (REAL)widen_bf16(load_u16(src, i));
 }
 
-static inline void NAME(read_e4m3)(const char *src, int64_t n, REAL scale, REAL *dst)
+ALWAYS_INLINE void NAME(read_e4m3)(const char *src, int64_t n, REAL scale, REAL *dst)
 {
 #pragma omp simd
     for (int64_t i = 0; i < n; i++)
         dst[i] = (REAL)widen_e4m3((uint8_t)src[i]) * scale;
 }
 
-static inline void NAME(read_fp8_ds_mla)(const struct mla_record *r, REAL *dst)
+ALWAYS_INLINE void NAME(read_fp8_ds_mla)(const struct mla_record *r, REAL *dst)
 {
     for (int s = 0; s < FP8_TILES; s++)
         NAME(read_e4m3)
@@ -24,7 +24,7 @@ static inline void NAME(read_fp8_ds_mla)(const struct mla_record *r, REAL *dst)
     NAME(read_bf16)(r->rope, PACKED_ROPE, dst + PACKED_LATENT);
 }
 
-static inline void NAME(read_model1)(const struct mla_record *r, REAL *dst)
+ALWAYS_INLINE void NAME(read_model1)(const struct mla_record *r, REAL *dst)
 {
     for (int s = 0; s < MODEL1_TILES; s++)
         NAME(read_e4m3)
@@ -33,7 +33,7 @@ static inline void NAME(read_model1)(const struct mla_record *r, REAL *dst)
     NAME(read_bf16)(r->rope, PACKED_ROPE, dst + MODEL1_ROPE_AT);
 }
 
-static inline void NAME(read_v41)(const struct mla_record *r, REAL *dst)
+ALWAYS_INLINE void NAME(read_v41)(const struct mla_record *r, REAL *dst)
 {
     for (int s = 0; s < V41_TILES; s++)
         NAME(read_e4m3)
@@ -41,7 +41,7 @@ static inline void NAME(read_v41)(const struct mla_record *r, REAL *dst)
      dst + s * V41_TILE);
 }
 
-static inline void NAME(read_nvfp4)(const struct mla_record *r, REAL *dst)
+ALWAYS_INLINE void NAME(read_nvfp4)(const struct mla_record *r, REAL *dst)
 {
     for (int s = 0; s < NVFP4_TILES; s++) {
         REAL scale = (REAL)widen_e4m3((uint8_t)r->scales[nvfp4_scale_place(s)]);
@@ -55,7 +55,7 @@ static inline void NAME(read_nvfp4)(const struct mla_record *r, REAL *dst)
     NAME(read_e4m3)(r->rope, PACKED_ROPE, 1, dst + PACKED_LATENT);
 }
 
-static inline void NAME(read_plain)(mla_dtype dtype, const struct mla_record *r, int64_t latent,
+ALWAYS_INLINE void NAME(read_plain)(mla_dtype dtype, const struct mla_record *r, int64_t latent,
                                     int64_t rope, REAL *dst)
 {
     if (dtype == MLA_BF16) {
@@ -67,7 +67,7 @@ static inline void NAME(read_plain)(mla_dtype dtype, const struct mla_record *r,
     NAME(mla_load)(dtype, r->rope, rope, dst + latent);
 }
 
-static inline void NAME(read_record)(mla_cache_format format, const struct mla_record *record,
+ALWAYS_INLINE void NAME(read_record)(mla_cache_format format, const struct mla_record *record,
                                      int64_t latent, int64_t rope, REAL *dst)
 {
     switch (format) {
