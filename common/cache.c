@@ -96,7 +96,7 @@ static uint8_t index_e2m1(float x)
     return code && x < 0 ? code | 8u : code;
 }
 
-static uint8_t write_index_fp4_block(const float *x, uint8_t *dst)
+uint8_t mla_index_fp4_block(const float *x, uint8_t *dst)
 {
     bool clean;
     float most = amax_of(x, INDEX_FP4_TILE, &clean);
@@ -556,7 +556,7 @@ mla_status mla_cache_index_write(const mla_context *context, const mla_cache_ind
         } else {
             for (int s = 0; s < INDEX_DIM / INDEX_FP4_TILE; s++)
                 footer[s] =
-                    write_index_fp4_block(x + s * INDEX_FP4_TILE, data + s * INDEX_FP4_TILE / 2);
+                    mla_index_fp4_block(x + s * INDEX_FP4_TILE, data + s * INDEX_FP4_TILE / 2);
         }
     }
     return MLA_OK;

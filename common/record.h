@@ -98,5 +98,8 @@ float mla_latent_scale(const float *x, int64_t n, mla_scale_rule rule);
 float mla_index_scale(const float *x, int64_t n, mla_scale_rule rule);
 /* x / scale (rounded to float, as deployed) to e4m3; non-finite x to NaN (0x7F). */
 void mla_quantise_e4m3(const float *x, int64_t n, float scale, uint8_t *dst);
+/* 32 values to 16 bytes of e2m1 by the indexer's rule; returns the ue8m0 scale, 255 if one is not
+ * finite. */
+uint8_t mla_index_fp4_block(const float *x, uint8_t *dst);
 
 #endif

@@ -13,6 +13,7 @@
 #include <string.h>
 
 #include "common/format.h"
+#include "common/record.h"
 #include "common/status.h"
 #include "index_check.h"
 
@@ -68,54 +69,6 @@ static void hadamard(float *x, int64_t n)
     float factor = (float)(1 / sqrt((double)n));
     for (int64_t i = 0; i < n; i++)
         x[i] *= factor;
-}
-
-/* max(|x|, 1e-4); NaN does not enter. */
-static float floored_amax(const float *x, int64_t n)
-{
-    float amax = 1e-4f;
-    for (int64_t i = 0; i < n; i++)
-        amax = fabsf(x[i]) > amax ? fabsf(x[i]) : amax;
-    return amax;
-}
-
-/* Exponent e of the least power of two >= x, by bits; x is normal and positive. inf gives 2^127. */
-static int ceil_log2(float x)
-{
-    uint32_t bits;
-    memcpy(&bits, &x, sizeof bits);
-    int e = (int)(bits >> 23) - 127 + ((bits & 0x7FFFFF) != 0);
-    return e > 127 ? 127 : e;
-}
-
-static void quantize_fp8(const float *x, int64_t n, bool any_scale, uint8_t *out, float *scale)
-{
-    float amax = floored_amax(x, n);
-    *scale = any_scale ? amax / 448 : ldexpf(1, ceil_log2(amax * (1 / 448.0f)));
-    for (int64_t i = 0; i < n; i++)
-        out[i] = mla_f32_to_e4m3(x[i] / *scale);
-}
-
-/* e2m1 as the deployed indexer rounds: a tie goes to the smaller magnitude, zero has no sign. */
-static unsigned e2m1_ties_down(float x)
-{
-    static const float above[] = {0.25f, 0.75f, 1.25f, 1.75f, 2.5f, 3.5f, 5};
-    unsigned code = 0;
-    for (unsigned i = 0; i < 7; i++)
-        code += fabsf(x) > above[i];
-    return code && x < 0 ? code | 8 : code;
-}
-
-static void quantize_fp4(const float *x, int64_t n, uint8_t *out, uint8_t *scale)
-{
-    memset(scale, 127, 4); /* 1.0 where dim leaves scales unused */
-    for (int64_t i = 0; i < n; i += 32) {
-        int e = ceil_log2(floored_amax(x + i, 32) * (1 / 6.0f));
-        scale[i / 32] = (uint8_t)(e + 127);
-        for (int64_t d = i; d < i + 32; d += 2)
-            out[d / 2] = (uint8_t)(e2m1_ties_down(ldexpf(x[d], -e)) |
-                                   e2m1_ties_down(ldexpf(x[d + 1], -e)) << 4);
-    }
 }
 
 static mla_status check(const mla_index_prepare_args *a)
@@ -199,10 +152,15 @@ mla_status mla_index_prepare(const mla_index_prepare_args *a)
             mla_store_f32(MLA_BF16, (uint16_t *)a->out + i * dim, dim, x);
             break;
         case MLA_INDEX_FP8:
-            quantize_fp8(x, dim, a->any_scale, (uint8_t *)a->out + i * dim, (float *)a->scale + i);
+            ((float *)a->scale)[i] =
+                mla_index_scale(x, dim, a->any_scale ? MLA_SCALE_F32 : MLA_SCALE_DEFAULT);
+            mla_quantise_e4m3(x, dim, ((float *)a->scale)[i], (uint8_t *)a->out + i * dim);
             break;
         case MLA_INDEX_FP4:
-            quantize_fp4(x, dim, (uint8_t *)a->out + i * dim / 2, (uint8_t *)a->scale + 4 * i);
+            memset((uint8_t *)a->scale + 4 * i, 127, 4); /* 1.0 where dim leaves some unused */
+            for (int64_t d = 0; d < dim; d += 32)
+                ((uint8_t *)a->scale)[4 * i + d / 32] =
+                    mla_index_fp4_block(x + d, (uint8_t *)a->out + (i * dim + d) / 2);
             break;
         }
     }

@@ -15,6 +15,7 @@
 #include "common/format.h"
 #include "common/kernel.h"
 #include "common/status.h"
+#include "mla/cache.h"
 #include "mla/index.h"
 
 static uint64_t seed = 5;
@@ -46,15 +47,15 @@ static void fp8_rows(void **state)
                       {449, 1, 2, 0, 0, 0, 0, 0},        /* scale 2 */
                       {0},                               /* floor: 1e-4/448 -> 2^-22 */
                       {224, -224, 1, 0, 0, 0, 0, 0},     /* scale 1/2 */
-                      {NAN, 448, 0, 0, 0, 0, 0, 0},      /* NaN does not enter amax */
-                      {INFINITY, -INFINITY, 1, 0, 0, 0, 0, 0}};
+                      {NAN, 448, 0, 0, 0, 0, 0, 0},      /* only finite values enter amax */
+                      {INFINITY, -INFINITY, 448, 0, 0, 0, 0, 0}};
     static const uint8_t want[6][8] = {{0x7E, 0x38, 0xB8, 0x30, 0x58, 0x59, 0x5A, 0x00},
                                        {0x76, 0x30, 0x38, 0, 0, 0, 0, 0},
                                        {0},
                                        {0x7E, 0xFE, 0x40, 0, 0, 0, 0, 0},
                                        {0x7F, 0x7E, 0, 0, 0, 0, 0, 0},
-                                       {0x7E, 0xFE, 0, 0, 0, 0, 0, 0}};
-    static const float scales[6] = {1, 2, 0x1p-22f, 0.5f, 1, 0x1p127f};
+                                       {0x7F, 0x7F, 0x7E, 0, 0, 0, 0, 0}};
+    static const float scales[6] = {1, 2, 0x1p-22f, 0.5f, 1, 1};
     uint8_t out[6][8];
     float scale[6];
     mla_index_prepare_args a = {.rows = 2,
@@ -125,6 +126,10 @@ static void fp4_rows(void **state)
     assert_int_equal(out[16], 0xB7); /* 6, and -1.5 = code 3 with a sign */
     assert_int_equal(scale[0], 127);
     assert_int_equal(scale[1], 128);
+    in[40] = INFINITY;
+    assert_int_equal(mla_index_prepare(&a), MLA_OK);
+    assert_int_equal(scale[0], 127);
+    assert_int_equal(scale[1], 255); /* NaN */
     for (int i = 0; i < 64; i++)
         in[i] = 0;
     assert_int_equal(mla_index_prepare(&a), MLA_OK);
@@ -267,6 +272,42 @@ static void steps_round(void **state)
     for (int i = 0; i < 128; i++)
         wide[i] = mla_bf16_to_f32(mla_f32_to_bf16(wide[i]));
     assert_memory_equal(rounded, wide, sizeof wide);
+}
+
+/* Prepared and appended, or written as values by mla/cache.h: the same bytes. */
+static void cache_written_both_ways(void **state)
+{
+    (void)state;
+    static float in[5 * 128], scale[5];
+    static uint8_t data[5 * 128], one[2 * 4 * 132], two[2 * 4 * 132];
+    static const int64_t slots[5] = {3, 7, -1, 0, 5};
+    struct mla_context context = {.backend = MLA_BACKEND_CPU, .threads = 1};
+    for (int round = 0; round < 20; round++) {
+        for (int i = 0; i < 5 * 128; i++)
+            in[i] = normal() * ldexpf(1, round - 10);
+        for (int fp4 = 0; fp4 < 2; fp4++) {
+            mla_index_format format = fp4 ? MLA_INDEX_FP4 : MLA_INDEX_FP8;
+            mla_index_prepare_args a = {.rows = 5,
+                                        .heads = 1,
+                                        .dim = 128,
+                                        .dtype = MLA_F32,
+                                        .in = in,
+                                        .format = format,
+                                        .out = data,
+                                        .scale = scale};
+            assert_int_equal(mla_index_prepare(&a), MLA_OK);
+            memset(one, 0, sizeof one);
+            memset(two, 0, sizeof two);
+            assert_int_equal(mla_index_append(format, 128, 4, 2, 0, slots, 5, data, scale, one),
+                             MLA_OK);
+            mla_cache_index cache = {format, 4, 2, {two, {0, 0}}};
+            mla_tensor keys = {in, {0, 0}};
+            assert_int_equal(mla_cache_index_write(&context, &cache, MLA_F32, &keys, slots, 5,
+                                                   MLA_SCALE_DEFAULT, NULL),
+                             MLA_OK);
+            assert_memory_equal(one, two, sizeof one);
+        }
+    }
 }
 
 static void weights_folded(void **state)
@@ -547,12 +588,19 @@ static void prepare_bad(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(fp8_rows),       cmocka_unit_test(fp8_scales_are_tight),
-        cmocka_unit_test(fp4_rows),       cmocka_unit_test(hadamard_rows),
-        cmocka_unit_test(norm_rows),      cmocka_unit_test(rope_rows),
-        cmocka_unit_test(rope_yarn),      cmocka_unit_test(steps_round),
-        cmocka_unit_test(weights_folded), cmocka_unit_test(cache_bytes),
-        cmocka_unit_test(end_to_end),     cmocka_unit_test(prepare_bad),
+        cmocka_unit_test(fp8_rows),
+        cmocka_unit_test(fp8_scales_are_tight),
+        cmocka_unit_test(fp4_rows),
+        cmocka_unit_test(hadamard_rows),
+        cmocka_unit_test(norm_rows),
+        cmocka_unit_test(rope_rows),
+        cmocka_unit_test(rope_yarn),
+        cmocka_unit_test(steps_round),
+        cmocka_unit_test(weights_folded),
+        cmocka_unit_test(cache_bytes),
+        cmocka_unit_test(cache_written_both_ways),
+        cmocka_unit_test(end_to_end),
+        cmocka_unit_test(prepare_bad),
     };
     return cmocka_run_group_tests_name("index_prepare", tests, NULL, NULL);
 }

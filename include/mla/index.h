@@ -167,8 +167,8 @@ typedef struct mla_index_prepare_args {
 
 /* fp8: amax = max(|x|, 1e-4), scale = 2^ceil(log2(amax/448)), e4m3(x/scale) to nearest even,
  * saturating. fp4: per 32 elements, amax = max(|x|, 1e-4), scale = 2^ceil(log2(amax/6)), e2m1(x/scale)
- * to nearest with ties towards zero and no -0. A NaN stays NaN in fp8 and does not enter amax; fp4
- * makes it 0. MLA_ERR_ARGUMENT, MLA_ERR_MEMORY. Any thread. */
+ * to nearest with ties towards zero and no -0. A value that is not finite becomes NaN in fp8, and its
+ * block of 32 NaN in fp4; amax leaves it out. MLA_ERR_ARGUMENT, MLA_ERR_MEMORY. Any thread. */
 MLA_API mla_status mla_index_prepare(const mla_index_prepare_args *args);
 
 /* out[t,h] = w[t,h] · heads^-0.5 · q_scale[t,h] · dim^-0.5, float, multiplied from the left; in place
