@@ -456,8 +456,26 @@ static void every_allocation_may_fail(void **state)
     unlink(in_dir("x"));
 }
 
-int main(void)
+/* For safetensors_python.py: our file, and every header of the table as its own file. */
+static int write_samples(const char *folder)
 {
+    snprintf(dir, sizeof dir, "%s", folder);
+    for (size_t i = 0; i < sizeof headers / sizeof *headers; i++) {
+        char name[32];
+        size_t size;
+        unsigned char *bytes =
+            test_container(headers[i].header, strlen(headers[i].header), headers[i].data, &size);
+        snprintf(name, sizeof name, "%02zu-%s", i, headers[i].fragment ? "refused" : "accepted");
+        write_bytes(in_dir(name), bytes, size);
+        free(bytes);
+    }
+    return write_some(in_dir("ours")) == MLA_OK ? 0 : 1;
+}
+
+int main(int argc, char **argv)
+{
+    if (argc == 3 && strcmp(argv[1], "--write-samples") == 0)
+        return write_samples(argv[2]);
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(refuses_malformed_headers),
         cmocka_unit_test(refuses_raw_bytes),
