@@ -557,6 +557,39 @@ static void opens_files_and_refuses_the_rest(void **state)
     unlink(in_dir("attend"));
 }
 
+/* What the generator makes survives the file, in every form and cache format. */
+static void generated_cases_round_trip(void **state)
+{
+    (void)state;
+    static const char *const strings[] = {
+        "attend form=latent batch=2q3s40,1q1s9 heads=2 rank=16 nope=8 rope=4 v=8 topk=8 seed=5",
+        "attend form=latent batch=1q3s40 heads=2 rank=16 nope=8 rope=0 v=8 page=16 cache=f32",
+        "attend form=absorbed batch=1q3s40,1q0s0 heads=2 rank=16 rope=4 page=7 base=2 sink=1",
+        "attend form=absorbed batch=1q2s9 heads=2 rank=512 rope=64 page=4 cache=fp8_ds_mla",
+        "attend form=absorbed batch=1q2s9 heads=2 rank=512 rope=64 page=4 cache=nvfp4_ds_mla",
+        "attend form=absorbed batch=1q2s9 heads=2 rank=512 rope=0 page=4 cache=model1",
+        "attend form=absorbed batch=1q2s9 heads=2 rank=512 rope=0 page=4 cache=v41 fill=large",
+        "attend form=expanded batch=1q5s40 heads=4 heads_kv=2 nope=12 rope=0 v=8 mask=1",
+    };
+    for (size_t i = 0; i < sizeof strings / sizeof *strings; i++) {
+        struct mla_case c, again;
+        struct lines lines = {0};
+        assert_ok(mla_case_open(strings[i], &c, NULL, NULL));
+        /* The file does not say which dtype is wanted for out. */
+        c.problem.out_dtype = MLA_F32;
+        assert_ok(mla_case_save(&c, in_dir("g")));
+        assert_ok(mla_case_load(in_dir("g"), &again, keep_line, &lines));
+        assert_int_equal(lines.count, 0);
+        assert_same_case(&c, &again);
+        mla_case_free(&c);
+        mla_case_free(&again);
+        unlink(in_dir("g"));
+    }
+    struct mla_case c;
+    assert_refused(mla_case_open("attend form=round", &c, NULL, NULL), MLA_ERR_ARGUMENT, "form");
+    assert_null(c.owned);
+}
+
 static void every_allocation_of_a_case_may_fail(void **state)
 {
     (void)state;
@@ -766,8 +799,8 @@ static void corpus_is_up_to_date(void **state)
     (void)state;
     for (int i = 0; test_file_bases[i]; i++) {
         char path[600];
-        snprintf(path, sizeof path, "%s/tests/fuzz/corpus/problem_file/%s.safetensors", MLA_SOURCE_DIR,
-                 test_file_bases[i]);
+        snprintf(path, sizeof path, "%s/tests/fuzz/corpus/problem_file/%s.safetensors",
+                 MLA_SOURCE_DIR, test_file_bases[i]);
         struct test_file f;
         size_t size, stored;
         test_file_base(&f, test_file_bases[i]);
@@ -798,6 +831,7 @@ int main(void)
         cmocka_unit_test(takes_data_at_any_offset),
         cmocka_unit_test(saves_strided_tensors_packed),
         cmocka_unit_test(opens_files_and_refuses_the_rest),
+        cmocka_unit_test(generated_cases_round_trip),
         cmocka_unit_test(every_allocation_of_a_case_may_fail),
         cmocka_unit_test(results_round_trip),
         cmocka_unit_test(results_of_other_programs),
