@@ -311,7 +311,7 @@ typedef struct mla_merge_args {
 /* MLA_ERR_ARGUMENT, MLA_ERR_UNSUPPORTED, MLA_ERR_CUDA. Any thread. CPU: stream NULL. */
 MLA_API mla_status mla_merge(const mla_context *context, const mla_merge_args *args, void *stream);
 
-/* Converts lse [rows, heads] between conventions, in place allowed: base, whether a sink is counted,
+/* Converts lse, packed [rows, heads], between conventions, in place allowed: base, whether a sink is counted,
  * and what an empty row holds (-inf, or FlashMLA's +inf). attn_sink may be NULL when neither side
  * counts it or both do. Host memory, float. Taking a sink out is inexact where the sink dominates.
  * MLA_ERR_ARGUMENT. Any thread. */
@@ -386,6 +386,7 @@ typedef struct mla_kernel_info {
  * stay valid until the same thread asks again. MLA_ERR_ARGUMENT past the end. Any thread. */
 MLA_API int mla_kernel_count(void);
 MLA_API mla_status mla_kernel_get(int i, mla_kernel_info *out);
+/* "cpu", "silicon", "model", "compiled"; "unknown" otherwise. Never NULL. */
 MLA_API const char *mla_proof_name(mla_proof proof);
 
 #ifdef __cplusplus
