@@ -256,7 +256,7 @@ static void mask_row(const struct fill *f, int64_t row, int64_t words, int32_t *
     for (int64_t j = 0; j < hidden; j++)
         bits[j / 32] &= ~(1u << (j % 32));
     if (f->kind == FILL_NEEDLE && end > 0) {
-        int64_t needle = mla_fill_needle(f, b, i);
+        uint32_t needle = (uint32_t)mla_fill_needle(f, b, i);
         bits[needle / 32] |= 1u << (needle % 32);
     }
 }
