@@ -57,6 +57,7 @@ struct mla_check_report {
     int num_points;
     struct mla_check_point points[8];
     char where[512];          /* clusters: "head 64-127 only; request 2" */
+    char hint[256];           /* what bad rows look like: "bad rows hold the value of another head" */
     char reason[256];         /* why weak, mistrusted or failed */
 };
 

@@ -317,6 +317,7 @@ static void attend(struct kernel *k, const int32_t *list, int64_t n, bool hit, f
     if (s->mutant == MLA_MUTANT_ROPE_DROPPED)
         width -= k->p->qk_rope_dim;
     int blocks = 0;
+    bool skipped = false;
     for (int64_t j = 0; j < n; j += s->block, blocks++) {
         int64_t e = n - j < s->block ? n - j : s->block;
         float next = m;
@@ -335,8 +336,9 @@ static void attend(struct kernel *k, const int32_t *list, int64_t n, bool hit, f
             l += s->sum_rounded ? r : w;
             k->score[i] = r;
         }
-        /* Block 1: the accumulator holds one block, so forgetting to scale it weighs. */
-        if (!(mutant == MLA_MUTANT_RESCALE_SKIPPED && old < 1 && blocks > 0))
+        bool skip = mutant == MLA_MUTANT_RESCALE_SKIPPED && old < 1 && blocks > 0 && !skipped;
+        skipped |= skip;
+        if (!skip)
             for (int64_t c = 0; c < k->dv; c++)
                 k->acc[c] *= old;
         m = next;
