@@ -519,8 +519,8 @@ static mla_status check_arguments(const mla_context *context, const mla_problem 
                             (long long)i, (long long)row, (long long)total);
         before = row;
     }
-    if (!args->rounding &&
-        (args->hard || args->statistical || args->sigma || args->lse_hard || args->max_hard))
+    if (!args->rounding && (args->hard || args->statistical || args->sigma || args->lse_hard ||
+                            args->max_hard || args->lse_sigma || args->max_sigma))
         return mla_fail(MLA_ERR_ARGUMENT,
                         "mla_reference: rounding: got NULL, want roundings for bounds");
     /* Outputs of the tensors are not used: judge the layout without them. */

@@ -25,8 +25,10 @@ struct mla_bound_row {
     double g0;       /* sum w^2 of the score part of g */
     double w2;       /* sum w^2 */
     double draws;    /* (sum w^2 g)^2 / sum w^4 g^2: keys whose roundings count */
+    double seen;     /* |sum w c|^2 / sum w |c|^2: how far q's rounding reaches lse */
     double sq;       /* variance of a logit from rounding the absorbed q */
     double max_err;  /* bound of the largest logit */
+    double max_var;  /* variance of the largest logit, but for q's rounding */
 };
 
 /* Statistics of one output element. */
@@ -66,6 +68,10 @@ void mla_bound_element(const struct mla_bound_units *u, const struct mla_bound_r
 double mla_bound_lse(const struct mla_bound_units *u, const struct mla_bound_row *row,
                      mla_lse_base base);
 double mla_bound_max(const struct mla_bound_units *u, const struct mla_bound_row *row);
+/* rms of their errors under rounding alone. */
+double mla_bound_lse_sigma(const struct mla_bound_units *u, const struct mla_bound_row *row,
+                           mla_lse_base base);
+double mla_bound_max_sigma(const struct mla_bound_units *u, const struct mla_bound_row *row);
 
 /* Values of v (and k where units.up) of the keys that any wanted row of a request sees, for heads
  * [head, head + heads), in float, each column divided by its largest magnitude. */

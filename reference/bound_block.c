@@ -345,6 +345,7 @@ static void softmax_row(struct block *b, int64_t m)
     double nb = ceil((double)row->n / 64), ex1 = u->ua * (8 + 3 * nb);
     double r2 = 0, kn2 = 0, over = max;
     row->max_err = 0;
+    int64_t top_key = 0;
     for (int64_t j = 0; j < b->n; j++) {
         if (j >= end || s[j] == -INFINITY) {
             s[j] = 0;
@@ -356,8 +357,10 @@ static void softmax_row(struct block *b, int64_t m)
         double d = dot + u->exp_unit + ex1 * (fmax(fabs(s[j]), row->mref) + 1);
         double e = dot + 2 * u->ua * fabs(s[j]);
         over = fmax(over, s[j] + e);
-        if (s[j] == max)
+        if (s[j] == max) {
             row->max_err = fmax(row->max_err, e);
+            top_key = j;
+        }
         s[j] = w;
         dl[j] = 0;
         if (!(w > 0))
@@ -398,6 +401,7 @@ static void softmax_row(struct block *b, int64_t m)
         q4 += w2 * w2 * (g + gp) * (g + gp);
         dl[j] = (float)(g + gp);
     }
+    row->max_var = score_variance(b, m, top_key, dacc * dacc);
     row->draws = q4 > 0 ? q2 * q2 / q4 : 1;
     row->q0 = sqrt(q2);
 }
@@ -584,6 +588,11 @@ static void finish_head(struct block *b, int64_t h)
             args->lse_hard[at] = mla_bound_lse(u, row, p->lse_base);
         if (args->max_hard)
             args->max_hard[at] = mla_bound_max(u, row);
+        b->row[m].seen = latent && row->c2 > 0 ? olatn / row->c2 : 0;
+        if (args->lse_sigma)
+            args->lse_sigma[at] = mla_bound_lse_sigma(u, row, p->lse_base);
+        if (args->max_sigma)
+            args->max_sigma[at] = mla_bound_max_sigma(u, row);
         if (!args->hard && !args->statistical && !args->sigma)
             continue;
         struct mla_bound_element x = {.olatn = sqrt(olatn)};

@@ -195,3 +195,23 @@ double mla_bound_max(const struct mla_bound_units *u, const struct mla_bound_row
     double x = row->max_err;
     return x + (u->r.lse + 2 * u->ua) * (fabs(row->max) + x) + mla_bound_tiny(u->r.lse);
 }
+
+/* Mean of the keys' independent errors, of q's shared one and of the row sum's roundings. */
+double mla_bound_lse_sigma(const struct mla_bound_units *u, const struct mla_bound_row *row,
+                           mla_lse_base base)
+{
+    double scale = base == MLA_LSE_2 ? LOG2E : 1, lse = fabs(row->lse);
+    if (row->empty)
+        return scale * (lse < INFINITY ? lse : 0) * (u->r.lse + u->ua) + weight_tiny(u);
+    double var = row->q0 * row->q0 + (u->mqa && u->latent ? row->sq * row->seen : 0);
+    double last = (u->r.lse + 2 * u->ua) * (row->mref + lse + 1) + u->exp_unit / 6;
+    return scale * (sqrt(var) + last + sqrt((double)row->n) * u->ua);
+}
+
+double mla_bound_max_sigma(const struct mla_bound_units *u, const struct mla_bound_row *row)
+{
+    if (row->n == 0)
+        return weight_tiny(u);
+    double var = row->max_var + (u->mqa && u->latent ? row->sq : 0);
+    return sqrt(var) + (u->r.lse + 2 * u->ua) * fabs(row->max) + weight_tiny(u);
+}

@@ -37,9 +37,11 @@ struct mla_check_tensor {
     bool present;
     int64_t elements, bad, nonfinite, unwritten, vacuous;
     double share_hard;        /* worst err / H */
-    double share_statistical; /* worst err / T (out only) */
+    double share_statistical; /* worst err / T; lse, max_logits: worst err / (6 sigma) */
+    double drift;             /* lse, max_logits: mean of err / sigma over rows, as a share of what
+                                 chance allows; errors of one sign (a wrong scale) add up here */
     double worst_z;           /* largest row z (out only) */
-    int64_t bad_t, bad_z;     /* elements over T, rows over 1.3 */
+    int64_t bad_t, bad_z;     /* elements over T; rows with z over 1.3 (out only) */
 };
 
 struct mla_check_point {      /* one of the worst elements, at most 8 kept */

@@ -121,7 +121,12 @@ void mla_check_print(FILE *to, const struct mla_case *c, const struct mla_check_
         } else {
             fprintf(to, "  %-10s within bounds, ", tensor_names[i]);
             print_share(to, t[i]->share_hard);
-            fprintf(to, " of allowed\n");
+            fprintf(to, " of allowed");
+            if (i && t[i]->bad_t)
+                fprintf(to, ", %" PRId64 " beyond the statistical bound", t[i]->bad_t);
+            if (t[i]->drift > 1)
+                fprintf(to, ", mean error %.2gx what chance allows", t[i]->drift);
+            fprintf(to, "\n");
         }
     }
     if (r->out.bad_t || r->out.bad_z) {
@@ -148,7 +153,7 @@ void mla_check_print(FILE *to, const struct mla_case *c, const struct mla_check_
         fprintf(to, "  %-*s  want %-13.7g got %-13.7g", width, name, x->want, x->got);
         if (isfinite(x->want) && isfinite(x->got)) {
             fprintf(to, " diff %-8.1e allowed %-8.1e", fabs(x->got - x->want), x->hard);
-            if (x->tensor == 0)
+            if (x->statistical > 0)
                 fprintf(to, " likely %-8.1e", x->statistical);
         }
         fprintf(to, "\n");
@@ -177,11 +182,15 @@ static json_t *tensor_json(const struct mla_check_tensor *t, bool out)
                           "bad", (json_int_t)t->bad, "nonfinite", (json_int_t)t->nonfinite,
                           "unwritten", (json_int_t)t->unwritten, "vacuous", (json_int_t)t->vacuous,
                           "share_hard", number(t->share_hard));
-    if (j && out) {
-        json_object_set_new(j, "share_statistical", number(t->share_statistical));
+    if (!j)
+        return NULL;
+    json_object_set_new(j, "share_statistical", number(t->share_statistical));
+    json_object_set_new(j, "elements_over_statistical", json_integer((json_int_t)t->bad_t));
+    if (out) {
         json_object_set_new(j, "worst_z", number(t->worst_z));
-        json_object_set_new(j, "elements_over_statistical", json_integer((json_int_t)t->bad_t));
         json_object_set_new(j, "rows_over_z", json_integer((json_int_t)t->bad_z));
+    } else {
+        json_object_set_new(j, "drift", number(t->drift));
     }
     return j;
 }
@@ -209,7 +218,7 @@ struct json_t *mla_check_json(const struct mla_case *c, const struct mla_check_o
         json_object_set_new(p, "want", number(x->want));
         json_object_set_new(p, "got", number(x->got));
         json_object_set_new(p, "hard", number(x->hard));
-        if (x->tensor == 0)
+        if (x->statistical > 0)
             json_object_set_new(p, "statistical", number(x->statistical));
         json_array_append_new(points, p);
     }

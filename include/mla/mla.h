@@ -354,6 +354,7 @@ typedef struct mla_reference_args {
     double *hard, *statistical;   /* [n, H, d]: H and T of docs/numerics.md; +inf where vacuous */
     double *sigma;                /* [n, H, d]: rms that rounding alone predicts; z = rms(err/sigma) */
     double *lse_hard, *max_hard;  /* [n, H] */
+    double *lse_sigma, *max_sigma; /* [n, H]: rms that rounding alone predicts */
 } mla_reference_args;
 
 /* The fp64 reference with its per-element bounds, over all rows or a sample. Host pointers. Allocates;
