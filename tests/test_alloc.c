@@ -7,6 +7,7 @@
 
 #include "common/status.h"
 #include "common/tool/case.h"
+#include "validation/check.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -108,7 +109,7 @@ static mla_status reference(struct fixture *f)
     return status;
 }
 
-/* ------------------------------------------------------- ------------ cases */
+/* ------------------------------------------------------- cases and verdicts */
 
 static mla_status make_case(struct fixture *f)
 {
@@ -142,6 +143,24 @@ static mla_status save_case(struct fixture *f)
     mla_status status = mla_case_save(&f->c, path);
     assert_true((status == MLA_OK) == (access(path, F_OK) == 0));
     unlink(path);
+    return status;
+}
+
+static mla_status judge(struct fixture *f)
+{
+    const mla_problem *p = &f->c.problem;
+    size_t rows = (size_t)p->cu_seqlens_q[p->batch] * (size_t)p->heads_q;
+    float *out = calloc(rows * (size_t)p->v_dim, sizeof *out);
+    mla_rounding rounding[8];
+    struct mla_check_report report;
+    assert_non_null(out);
+    for (int64_t b = 0; b < p->batch; b++)
+        rounding[b] =
+            mla_rounding_of(p, MLA_BACKEND_CPU, MLA_PRECISION_FP32, MLA_ROUTE_MASKED_MHA, MLA_F32);
+    struct mla_result result = {.out_dtype = MLA_F32, .lse_dtype = MLA_F32, .out = out};
+    struct mla_check_options options = {.context = f->context, .rounding = rounding};
+    mla_status status = mla_check_result(&f->c, &result, &options, &report);
+    free(out);
     return status;
 }
 
@@ -206,6 +225,7 @@ static void test_cases(void **state)
     exhaust("mla_case_make", make_case, *state);
     exhaust("mla_case_save", save_case, *state);
     exhaust("mla_case_load", load_case, *state);
+    exhaust("mla_check_result", judge, *state);
 }
 
 /* mla_run must not allocate at all: with the very next allocation set to fail, it still runs, and
