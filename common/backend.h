@@ -8,4 +8,11 @@
 /* NULL if this build does not have it. */
 const struct mla_backend_ops *mla_backend_ops_of(mla_backend backend);
 
+/* What "want cpu" goes on with, in calls that a CUDA context serves too. */
+#ifdef MLA_WITH_CUDA
+#define MLA_OR_CUDA " or cuda"
+#else
+#define MLA_OR_CUDA ", the only one of this build"
+#endif
+
 #endif

@@ -4,6 +4,8 @@
 #ifndef MLA_COMMON_KERNEL_H
 #define MLA_COMMON_KERNEL_H
 
+#include "mla/cache.h"
+#include "mla/index.h"
 #include "mla/mla.h"
 
 #define MLA_BIT(enumerator) (1u << (enumerator))
@@ -62,6 +64,8 @@ struct mla_context {
     void *data; /* the backend's own */
 };
 
+struct mla_cache_layout; /* record.h */
+
 /* What a backend registers; one row in common/plan.c. */
 struct mla_backend_ops {
     mla_backend backend;
@@ -71,6 +75,30 @@ struct mla_backend_ops {
     void (*close)(mla_context *context);
     mla_status (*merge)(const mla_context *context, const mla_merge_args *args, void *stream);
     bool (*runnable)(const struct mla_kernel *kernel); /* here, now */
+    /* mla/cache.h: all four, or NULL. Arguments have been checked; slots only on the CPU, since
+     * they lie in backend memory: others skip a slot outside the cache. */
+    mla_status (*cache_write)(const mla_context *context, const mla_cache *cache,
+                              const struct mla_cache_layout *layout, const mla_cache_values *values,
+                              const int64_t *slots, int64_t n, mla_scale_rule rule, void *stream);
+    mla_status (*cache_read)(const mla_context *context, const mla_cache *cache,
+                             const struct mla_cache_layout *layout, const int64_t *slots, int64_t n,
+                             const mla_cache_values *values, void *stream);
+    mla_status (*cache_index_write)(const mla_context *context, const mla_cache_index *cache,
+                                    mla_dtype dtype, const mla_tensor *keys, const int64_t *slots,
+                                    int64_t n, mla_scale_rule rule, void *stream);
+    mla_status (*cache_index_read)(const mla_context *context, const mla_cache_index *cache,
+                                   const int64_t *slots, int64_t n, mla_dtype dtype,
+                                   const mla_tensor *keys, void *stream);
+    /* mla/index.h: both or neither of a pair. Shapes have been checked, before run tensors and
+     * workspace too. longest: keys of the longest request. function: for sentences. */
+    mla_status (*index_workspace)(const char *function, const mla_context *context,
+                                  const mla_index_args *args, int64_t longest, size_t *bytes);
+    mla_status (*index_run)(const mla_context *context, const mla_index_args *args, int64_t longest,
+                            void *workspace, void *stream);
+    mla_status (*topk_workspace)(const char *function, const mla_context *context,
+                                 const mla_topk_args *args, size_t *bytes);
+    mla_status (*topk_run)(const mla_context *context, const mla_topk_args *args, void *workspace,
+                           void *stream);
 };
 
 extern const struct mla_backend_ops mla_cpu_backend; /* reference/table.c */

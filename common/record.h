@@ -83,6 +83,20 @@ static inline struct mla_record mla_record_at(mla_cache_format format, const cha
     }
 }
 
+/* An mla_cache that has been checked, strides resolved. */
+struct mla_cache_layout {
+    bool paged, packed;
+    int64_t width, item;           /* elements of a row; bytes of one */
+    int64_t row_bytes, page_bytes; /* paged: strides. flat: of kv_c and of k_pe */
+    int64_t slots;
+};
+
+/* Bytes of the data of one indexer key; its footer has INDEX_SCALE_BYTES more. 0 if not cached. */
+static inline int64_t mla_index_key_bytes(mla_index_format format)
+{
+    return format == MLA_INDEX_FP8 ? INDEX_DIM : format == MLA_INDEX_FP4 ? INDEX_DIM / 2 : 0;
+}
+
 /* Dequantises one record: latent values, then rope values (packed formats know their widths). */
 void mla_record_read_f32(mla_cache_format format, const struct mla_record *record, int64_t latent,
                          int64_t rope, float *dst);

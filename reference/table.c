@@ -124,4 +124,12 @@ const struct mla_backend_ops mla_cpu_backend = {
     .open = open_cpu,
     .merge = mla_merge_cpu,
     .runnable = runnable,
+    .cache_write = mla_cache_write_cpu,
+    .cache_read = mla_cache_read_cpu,
+    .cache_index_write = mla_cache_index_write_cpu,
+    .cache_index_read = mla_cache_index_read_cpu,
+    .index_workspace = mla_index_workspace_cpu,
+    .index_run = mla_index_run_cpu,
+    .topk_workspace = mla_topk_workspace_cpu,
+    .topk_run = mla_topk_run_cpu,
 };

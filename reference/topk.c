@@ -1,12 +1,12 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Exact top-k of rows of scores: the streaming selection of topk.h, and the public call. */
+/* Exact top-k of rows of scores: the streaming selection of topk.h, and mla_topk_run on the CPU. */
 #include <math.h>
 #include <omp.h>
 #include <string.h>
 
 #include "common/kernel.h"
 #include "common/status.h"
-#include "index_check.h"
+#include "reference.h"
 #include "topk.h"
 
 /* Scores looked at together before any is taken in; states have room for one chunk. */
@@ -30,22 +30,9 @@ struct layout {
     size_t state_bytes, total;
 };
 
-static mla_status check(const char *function, const mla_context *context, const mla_topk_args *a,
-                        struct layout *l)
+static mla_status layout(const char *function, const mla_context *context, const mla_topk_args *a,
+                         struct layout *l)
 {
-    mla_status status = mla_check_backend(function, context, a);
-    if (status)
-        return status;
-    const struct mla_range ranges[] = {
-        {"rows", a->rows, 0, INT32_MAX, "0 to 2147483647"},
-        {"columns", a->columns, 0, INT32_MAX, "0 to 2147483647"},
-        {"topk", a->topk, 1, INT32_MAX, "1 to 2147483647"},
-        {"order", (int64_t)a->order, 0, MLA_TOPK_ASCENDING, "a mla_topk_order"},
-        {"relative", a->relative && !a->key_start, 0, 0, "false where key_start is not given"},
-    };
-    status = mla_check_ranges(function, ranges, sizeof ranges / sizeof *ranges);
-    if (status)
-        return status;
     l->k = a->topk < a->columns ? a->topk : a->columns > 1 ? a->columns : 1;
     l->state_bytes = (size_t)mla_select_capacity(l->k) * sizeof(mla_item_f32);
     l->threads = context->threads < a->rows ? context->threads : a->rows > 1 ? a->rows : 1;
@@ -60,36 +47,22 @@ static mla_status check(const char *function, const mla_context *context, const 
     return MLA_OK;
 }
 
-mla_status mla_topk_workspace_bytes(const mla_context *context, const mla_topk_args *args,
-                                    size_t *bytes)
+mla_status mla_topk_workspace_cpu(const char *function, const mla_context *context,
+                                  const mla_topk_args *args, size_t *bytes)
 {
     struct layout l = {0};
-    if (!bytes)
-        return mla_fail(MLA_ERR_ARGUMENT,
-                        "mla_topk_workspace_bytes: bytes: got NULL, want a pointer");
-    *bytes = 0;
-    mla_status status = check("mla_topk_workspace_bytes", context, args, &l);
+    mla_status status = layout(function, context, args, &l);
     if (!status)
         *bytes = l.total;
     return status;
 }
 
-mla_status mla_topk_run(const mla_context *context, const mla_topk_args *a, void *workspace,
-                        size_t workspace_bytes, void *stream)
+mla_status mla_topk_run_cpu(const mla_context *context, const mla_topk_args *a, void *workspace,
+                            void *stream)
 {
-    const char *function = "mla_topk_run";
+    (void)stream;
     struct layout l = {0};
-    mla_status status = check(function, context, a, &l);
-    if (status)
-        return status;
-    const struct mla_tensor_rule rules[] = {
-        {"in", &a->in, sizeof(float), a->rows, 1, a->columns, a->rows && a->columns},
-        {"indices", &a->indices, sizeof(int32_t), a->rows, 1, a->topk, a->rows},
-        {"scores", &a->scores, sizeof(float), a->rows, 1, a->topk, false},
-    };
-    status = mla_check_tensors(function, rules, sizeof rules / sizeof *rules);
-    if (!status)
-        status = mla_check_workspace(function, workspace, workspace_bytes, l.total, stream);
+    mla_status status = layout("mla_topk_run", context, a, &l);
     if (status)
         return status;
 

@@ -2,21 +2,8 @@
 /* Argument checks shared by the indexer and top-k calls. */
 #include <inttypes.h>
 
-#include "common/kernel.h"
-#include "common/status.h"
 #include "index_check.h"
-
-mla_status mla_check_backend(const char *function, const mla_context *context, const void *args)
-{
-    if (!context)
-        return mla_fail(MLA_ERR_ARGUMENT, "%s: context: got NULL, want a context", function);
-    if (!args)
-        return mla_fail(MLA_ERR_ARGUMENT, "%s: args: got NULL, want a pointer", function);
-    if (context->backend != MLA_BACKEND_CPU)
-        return mla_fail(MLA_ERR_UNSUPPORTED, "%s: context: got backend %s, want cpu", function,
-                        mla_backend_name(context->backend));
-    return MLA_OK;
-}
+#include "status.h"
 
 mla_status mla_check_ranges(const char *function, const struct mla_range *rules, size_t n)
 {
@@ -65,12 +52,8 @@ mla_status mla_check_tensors(const char *function, const struct mla_tensor_rule 
     return MLA_OK;
 }
 
-mla_status mla_check_workspace(const char *function, const void *workspace, size_t got, size_t want,
-                               const void *stream)
+mla_status mla_check_workspace(const char *function, const void *workspace, size_t got, size_t want)
 {
-    if (stream)
-        return mla_fail(MLA_ERR_ARGUMENT, "%s: stream: got %p, want NULL on the CPU", function,
-                        stream);
     if (got < want)
         return mla_fail(MLA_ERR_ARGUMENT, "%s: workspace_bytes: got %zu, want at least %zu",
                         function, got, want);

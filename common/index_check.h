@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Argument checks of the indexer and top-k calls: a rule is a row of a table, a broken rule a sentence
  * "function: field: got X, want Y". */
-#ifndef MLA_REFERENCE_INDEX_CHECK_H
-#define MLA_REFERENCE_INDEX_CHECK_H
+#ifndef MLA_COMMON_INDEX_CHECK_H
+#define MLA_COMMON_INDEX_CHECK_H
 
 #include "mla/index.h"
 
@@ -21,10 +21,9 @@ struct mla_tensor_rule {
     bool required;
 };
 
-mla_status mla_check_backend(const char *function, const mla_context *context, const void *args);
 mla_status mla_check_ranges(const char *function, const struct mla_range *rules, size_t n);
 mla_status mla_check_tensors(const char *function, const struct mla_tensor_rule *rules, size_t n);
-mla_status mla_check_workspace(const char *function, const void *workspace, size_t got, size_t want,
-                               const void *stream);
+mla_status mla_check_workspace(const char *function, const void *workspace, size_t got,
+                               size_t want);
 
 #endif
