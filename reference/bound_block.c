@@ -324,6 +324,14 @@ static void softmax_row(struct block *b, int64_t m)
     if (row->empty || sink == INFINITY) {
         row->lse = row->empty && sink < INFINITY ? sink : INFINITY;
         row->empty = true;
+        /* A sink of +inf leaves max_logits, and its error, as they are. */
+        float *dots = b->dl + m * b->n;
+        for (int64_t j = 0; j < end && b->bounds && row->n; j++)
+            if (s[j] > -INFINITY) {
+                double e = dots[j] + b->dl0[m] + b->latn[m] * b->cn[j];
+                e += 2 * t->units->ua * fabs(s[j]);
+                row->max_err = fmax(row->max_err, s[j] == max ? e : s[j] + e - max);
+            }
         memset(s, 0, (size_t)b->n * sizeof *s);
         return;
     }

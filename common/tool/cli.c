@@ -11,8 +11,8 @@
 #include <string.h>
 
 static const struct command *const commands[] = {
-    &mla_command_info,  &mla_command_make,    &mla_command_run,
-    &mla_command_tune,  &mla_command_qualify,
+    &mla_command_info,  &mla_command_make, &mla_command_run,
+    &mla_command_check, &mla_command_tune, &mla_command_qualify,
 };
 enum { COMMANDS = sizeof commands / sizeof *commands };
 
@@ -29,16 +29,37 @@ int mla_usage(const struct command *command, const char *format, ...)
     return EXIT_INPUT;
 }
 
+static char *warnings; /* lines, each with its newline */
+
+static void forget_warnings(void)
+{
+    mla_free(warnings);
+    warnings = NULL;
+}
+
 int mla_report(const struct command *command, mla_status status)
 {
+    forget_warnings();
     fprintf(stderr, "mla %s: %s\n", command->name, mla_last_error());
     return mla_exit_status(status);
 }
 
 void mla_warning(const char *line, void *user)
 {
-    const struct command *command = user;
-    fprintf(stderr, "mla %s: warning: %s\n", command->name, line);
+    size_t old = warnings ? strlen(warnings) : 0, more = strlen(line) + 2;
+    char *text = mla_realloc(warnings, old + more, 1);
+    (void)user;
+    if (!text)
+        return;
+    snprintf(text + old, more, "%s\n", line);
+    warnings = text;
+}
+
+void mla_warnings_show(const struct command *command)
+{
+    for (const char *line = warnings; line && *line; line += strcspn(line, "\n") + 1)
+        fprintf(stderr, "mla %s: warning: %.*s\n", command->name, (int)strcspn(line, "\n"), line);
+    forget_warnings();
 }
 
 /* ----------------------------------------------------------------- options */
@@ -273,7 +294,7 @@ static int print_usage(FILE *to)
 int mla_cli(int argc, char **argv)
 {
     if (argc < 2) {
-        fprintf(stderr, "mla: got no command, want info, make, run, check, bench, tune or "
+        fprintf(stderr, "mla: got no command, want info, make, run, check, tune or "
                         "qualify (mla --help)\n");
         return EXIT_INPUT;
     }
@@ -294,8 +315,7 @@ int mla_cli(int argc, char **argv)
             }
             return exit_status;
         }
-    fprintf(stderr,
-            "mla: got command '%.80s', want info, make, run, check, bench, tune or qualify\n",
+    fprintf(stderr, "mla: got command '%.80s', want info, make, run, check, tune or qualify\n",
             argv[1]);
     return EXIT_INPUT;
 }

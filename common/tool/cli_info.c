@@ -7,23 +7,6 @@
 #include <omp.h>
 #include <string.h>
 
-/* First "model name" of /proc/cpuinfo. */
-static void cpu_name(char *text, size_t bytes)
-{
-    FILE *file = fopen("/proc/cpuinfo", "r");
-    char line[512];
-    snprintf(text, bytes, "unknown");
-    while (file && fgets(line, sizeof line, file))
-        if (strncmp(line, "model name", 10) == 0 && strchr(line, ':')) {
-            const char *name = strchr(line, ':') + 1;
-            name += strspn(name, " \t");
-            snprintf(text, bytes, "%.*s", (int)strcspn(name, "\n"), name);
-            break;
-        }
-    if (file)
-        fclose(file);
-}
-
 static void build_options(char *text, size_t bytes)
 {
     snprintf(text, bytes, "%s %s, %s, OpenMP %d, CUDA %s",
@@ -79,8 +62,7 @@ static int run_info(const struct command *command, int argc, char **argv)
     int exit_status;
     if (!mla_options_read(command, options, argc, argv, NULL, &exit_status))
         return exit_status;
-    char cpu[256], build[256], line[1024];
-    cpu_name(cpu, sizeof cpu);
+    char build[256], line[1024];
     build_options(build, sizeof build);
     json_t *devices = json_array(), *kernels = json_array();
     FILE *text = mla_text_open(json);
@@ -91,7 +73,7 @@ static int run_info(const struct command *command, int argc, char **argv)
         return EXIT_DEVICE;
     }
     fprintf(text, "version   %s\nbuild     %s\ncpu       %s, %d threads\nblas      %s\n",
-            mla_version(), build, cpu, omp_get_max_threads(), mla_blas_describe());
+            mla_version(), build, mla_cpu_name(), omp_get_max_threads(), mla_blas_describe());
     for (int b = MLA_BACKEND_CPU; b <= MLA_BACKEND_MODEL; b++) {
         bool here = describe_backend((mla_backend)b, line, sizeof line);
         const char *name = mla_backend_name((mla_backend)b);
@@ -112,9 +94,10 @@ static int run_info(const struct command *command, int argc, char **argv)
     }
     mla_text_close(text);
     exit_status = EXIT_DONE;
-    json_t *root = json_pack("{s:s, s:s, s:s, s:i, s:s, s:o, s:o}", "version", mla_version(),
-                             "build", build, "cpu", cpu, "threads", omp_get_max_threads(), "blas",
-                             mla_blas_describe(), "backends", devices, "kernels", kernels);
+    json_t *root =
+        json_pack("{s:s, s:s, s:s, s:i, s:s, s:o, s:o}", "version", mla_version(), "build", build,
+                  "cpu", mla_cpu_name(), "threads", omp_get_max_threads(), "blas",
+                  mla_blas_describe(), "backends", devices, "kernels", kernels);
     if (json)
         exit_status = mla_json_write(command, root, json);
     else

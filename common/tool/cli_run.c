@@ -28,13 +28,38 @@ static void explain(const mla_request_info *requests, int64_t n)
     }
 }
 
+/* The hard bound H of every element of out, for the route that each request took. */
+static mla_status compute_bound(const struct compute *c, const struct mla_case *k,
+                                const struct run_result *r, const mla_request_info *requests,
+                                double **bound)
+{
+    const mla_problem *p = &k->problem;
+    mla_rounding *rounding = mla_alloc((size_t)p->batch + 1, sizeof *rounding);
+    *bound = mla_alloc((size_t)mla_out_elements(p) + 1, sizeof **bound);
+    mla_status status = MLA_OK;
+    if (!rounding || !*bound) {
+        status = mla_fail(MLA_ERR_MEMORY, "bound: no memory for %lld elements",
+                          (long long)mla_out_elements(p));
+    } else {
+        for (int64_t b = 0; b < p->batch; b++)
+            rounding[b] = mla_rounding_of(p, MLA_BACKEND_CPU, c->precision_value, requests[b].route,
+                                          r->out_dtype);
+        mla_reference_args args = {.rounding = rounding, .hard = *bound};
+        status = mla_reference(c->context, p, &k->tensors, &args);
+    }
+    mla_free(rounding);
+    return status;
+}
+
 static mla_status run_and_save(const struct run_options *o, struct mla_case *k,
                                struct run_result *r, const mla_request_info *requests)
 {
     const struct compute *c = &o->compute;
     const mla_problem *p = &k->problem;
     double *bound = NULL;
-    mla_status status = mla_run_case(c, k, r);
+    mla_status status = mla_run_case(k, r);
+    if (!status && o->bound)
+        status = compute_bound(c, k, r, requests, &bound);
     if (!status) {
         const struct mla_result_file result = {.out_dtype = r->out_dtype,
                                                .lse_dtype = r->lse_dtype,
@@ -86,6 +111,7 @@ static int run_run(const struct command *command, int argc, char **argv)
     const struct option options[] = {
         {"output", 'o', OPTION_TEXT, &o.out, "OUT", "the result file"},
         COMPUTE_OPTIONS(o.compute),
+        {"bound", 0, OPTION_FLAG, &o.bound, NULL, "also the error bound H of every element"},
         {"max-logits", 0, OPTION_FLAG, &o.max_logits, NULL, "also the largest logit of each row"},
         {"explain", 0, OPTION_FLAG, &o.explain, NULL,
          "prints each request's route, kernel, reason, FLOP, bytes, workspace"},
@@ -107,8 +133,9 @@ static int run_run(const struct command *command, int argc, char **argv)
         exit_status = mla_compute_open(command, &o.compute);
     if (!exit_status) {
         struct mla_case k;
-        mla_status status = mla_case_open(files.items[0], &k, mla_warning, (void *)command);
+        mla_status status = mla_case_open(files.items[0], &k, mla_warning, NULL);
         if (!status) {
+            mla_warnings_show(command);
             status = run_file(&o, &k);
             mla_case_free(&k);
         }

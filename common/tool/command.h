@@ -54,8 +54,10 @@ int mla_usage(const struct command *command, const char *format, ...)
     __attribute__((format(printf, 2, 3)));
 /* mla_last_error on stderr; returns the exit status of the library status. */
 int mla_report(const struct command *command, mla_status status);
-/* Warning callback for files: to stderr. user is the command. */
+/* Warning callback for files. Warnings wait until mla_warnings_show, so that a file which turns out
+ * to be bad leaves one sentence and no more. */
 void mla_warning(const char *line, void *user);
+void mla_warnings_show(const struct command *command);
 
 /* Backend, route and precision words; on a bad one leaves a sentence and returns false. backend may be
  * "auto": the first of cuda and cpu that opens. */
@@ -93,7 +95,9 @@ struct run_result {
 /* Sets out_dtype, wants_lse and wants_max_logits of the case's problem, plans and runs. */
 mla_status mla_run_plan(const struct compute *c, struct mla_case *k, bool max_logits,
                         struct run_result *out);
-mla_status mla_run_case(const struct compute *c, struct mla_case *k, struct run_result *out);
+mla_status mla_run_case(struct mla_case *k, struct run_result *out);
+/* Once more into the same outputs. */
+mla_status mla_run_again(const struct mla_case *k, struct run_result *r);
 void mla_run_free(struct run_result *r);
 
 /* The admissible route with the most roundings, for results of unknown origin. */
@@ -108,5 +112,7 @@ FILE *mla_text_open(const char *json_path);
 void mla_text_close(FILE *text);
 
 double mla_seconds(void);
+/* "model name" of the processor. */
+const char *mla_cpu_name(void);
 
 #endif

@@ -78,6 +78,23 @@ int mla_compute_open(const struct command *command, struct compute *c)
     return EXIT_DONE;
 }
 
+const char *mla_cpu_name(void)
+{
+    static char name[256] = "unknown CPU";
+    FILE *file = fopen("/proc/cpuinfo", "r");
+    char line[512];
+    while (file && fgets(line, sizeof line, file))
+        if (strncmp(line, "model name", 10) == 0 && strchr(line, ':')) {
+            const char *value = strchr(line, ':') + 1;
+            value += strspn(value, " \t");
+            snprintf(name, sizeof name, "%.*s", (int)strcspn(value, "\n"), value);
+            break;
+        }
+    if (file)
+        fclose(file);
+    return name;
+}
+
 int64_t mla_out_elements(const mla_problem *p)
 {
     return mla_total_q(p) * p->heads_q * mla_d_v(p);
@@ -109,12 +126,11 @@ static void *poisoned(int64_t elements, mla_dtype dtype)
     return data;
 }
 
-mla_status mla_run_case(const struct compute *c, struct mla_case *k, struct run_result *r)
+mla_status mla_run_case(struct mla_case *k, struct run_result *r)
 {
-    mla_problem *p = &k->problem;
+    const mla_problem *p = &k->problem;
     int64_t rows = mla_total_q(p) * p->heads_q;
     size_t bytes = mla_plan_workspace_bytes(r->plan);
-    (void)c;
     r->out = poisoned(mla_out_elements(p), r->out_dtype);
     r->lse = poisoned(rows, r->lse_dtype);
     if (p->wants_max_logits)
@@ -125,6 +141,11 @@ mla_status mla_run_case(const struct compute *c, struct mla_case *k, struct run_
             MLA_ERR_MEMORY,
             "outputs: no memory for %lld rows of %lld values and %zu bytes of workspace",
             (long long)rows, (long long)mla_d_v(p), bytes);
+    return mla_run_again(k, r);
+}
+
+mla_status mla_run_again(const struct mla_case *k, struct run_result *r)
+{
     char *workspace = r->workspace;
     workspace += (256 - (uintptr_t)workspace % 256) % 256;
     mla_tensors t = k->tensors;
@@ -132,7 +153,7 @@ mla_status mla_run_case(const struct compute *c, struct mla_case *k, struct run_
     t.lse.data = r->lse;
     t.max_logits.data = r->max_logits;
     double start = mla_seconds();
-    mla_status status = mla_run(r->plan, &t, workspace, bytes, NULL);
+    mla_status status = mla_run(r->plan, &t, workspace, mla_plan_workspace_bytes(r->plan), NULL);
     r->seconds = mla_seconds() - start;
     return status;
 }
