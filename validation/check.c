@@ -254,7 +254,7 @@ static bool judge_element(struct mla_check_tensor *t, double want, double got, d
     if (!isfinite(want) || !isfinite(got)) {
         if (isnan(want) ? isnan(got) : got == want)
             return false;
-        if (may_be_nan && !poison && (isnan(got) || !isfinite(want)))
+        if (may_be_nan && !poison && (isnan(got) || (!isfinite(want) && !isfinite(got))))
             return false;
         t->bad++;
         if (poison)
@@ -334,6 +334,7 @@ static void judge_row(struct judge *j, int64_t i, int64_t h)
             bad++;
         }
         j->zeros += want == 0;
+        r->rtol_bad += isfinite(want) != isfinite(got);
         if (!isfinite(want) || !isfinite(got))
             continue;
         double err = fabs(got - want);

@@ -32,21 +32,42 @@ static void print_share(FILE *to, double x)
         fprintf(to, "%.1e", x);
 }
 
-/* "out: 192 of 131072 bad, worst 41x allowed, 3 nan or inf, 2 unwritten" */
-static void print_bad(FILE *to, const char *name, const struct mla_check_tensor *t)
+/* "out  192 of 131072 bad, worst 41x allowed, 3 nan or inf on one side", then what chance says. */
+static void print_tensor(FILE *to, int i, const struct mla_check_tensor *t)
 {
-    fprintf(to, "  %-10s %" PRId64 " of %" PRId64 " bad", name, t->bad, t->elements);
-    if (t->share_hard > 1) {
-        fprintf(to, ", worst ");
+    if (t->bad || t->vacuous) {
+        fprintf(to, "  %-10s  %" PRId64 " of %" PRId64 " bad", tensor_names[i], t->bad,
+                t->elements);
+        if (t->share_hard > 1) {
+            fprintf(to, ", worst ");
+            print_share(to, t->share_hard);
+            fprintf(to, "x allowed");
+        }
+        if (t->nonfinite)
+            fprintf(to, ", %" PRId64 " nan or inf on one side", t->nonfinite);
+        if (t->unwritten)
+            fprintf(to, ", %" PRId64 " never written", t->unwritten);
+        if (t->vacuous)
+            fprintf(to, ", %" PRId64 " without a bound", t->vacuous);
+    } else {
+        fprintf(to, "  %-10s  within bounds, ", tensor_names[i]);
         print_share(to, t->share_hard);
-        fprintf(to, "x allowed");
+        fprintf(to, " of allowed");
     }
-    if (t->nonfinite)
-        fprintf(to, ", %" PRId64 " nan or inf on one side", t->nonfinite);
-    if (t->unwritten)
-        fprintf(to, ", %" PRId64 " never written", t->unwritten);
-    if (t->vacuous)
-        fprintf(to, ", %" PRId64 " without a bound", t->vacuous);
+    if (t->bad_t) {
+        fprintf(to, "; %" PRId64 " beyond what rounding makes, worst ", t->bad_t);
+        print_share(to, t->share_statistical);
+        fprintf(to, "x");
+    }
+    if (t->bad_z) {
+        fprintf(to, "; %" PRId64 " rows with z > 1.3, worst ", t->bad_z);
+        print_share(to, t->worst_z);
+    }
+    if (t->drift > 1) {
+        fprintf(to, "; mean error ");
+        print_share(to, t->drift);
+        fprintf(to, "x what chance allows");
+    }
     fprintf(to, "\n");
 }
 
@@ -111,32 +132,13 @@ void mla_check_print(FILE *to, const struct mla_case *c, const struct mla_check_
                     "  passing proves little: run the fills normal, diffuse and counting too\n");
         return;
     }
-    fprintf(to, "\n  %s\n", r->reason);
+    fprintf(to, "\n");
     const struct mla_check_tensor *t[3] = {&r->out, &r->lse, &r->max_logits};
-    for (int i = 0; i < 3; i++) {
-        if (!t[i]->present)
-            continue;
-        if (t[i]->bad || t[i]->vacuous) {
-            print_bad(to, tensor_names[i], t[i]);
-        } else {
-            fprintf(to, "  %-10s within bounds, ", tensor_names[i]);
-            print_share(to, t[i]->share_hard);
-            fprintf(to, " of allowed");
-            if (i && t[i]->bad_t)
-                fprintf(to, ", %" PRId64 " beyond the statistical bound", t[i]->bad_t);
-            if (t[i]->drift > 1)
-                fprintf(to, ", mean error %.2gx what chance allows", t[i]->drift);
-            fprintf(to, "\n");
-        }
-    }
-    if (r->out.bad_t || r->out.bad_z) {
-        fprintf(to, "  out        %" PRId64 " elements beyond the statistical bound (worst ",
-                r->out.bad_t);
-        print_share(to, r->out.share_statistical);
-        fprintf(to, "x), %" PRId64 " rows with z > 1.3 (worst ", r->out.bad_z);
-        print_share(to, r->out.worst_z);
-        fprintf(to, ")\n");
-    }
+    if (!t[0]->bad && !t[1]->bad && !t[2]->bad)
+        fprintf(to, "  %s\n", r->reason);
+    for (int i = 0; i < 3; i++)
+        if (t[i]->present)
+            print_tensor(to, i, t[i]);
     if (*r->where)
         fprintf(to, "  where: %s\n", r->where);
     if (*r->hint)
@@ -150,7 +152,8 @@ void mla_check_print(FILE *to, const struct mla_case *c, const struct mla_check_
     for (int i = 0; i < r->num_points; i++) {
         const struct mla_check_point *x = &r->points[i];
         name_point(name, sizeof name, x);
-        fprintf(to, "  %-*s  want %-13.7g got %-13.7g", width, name, x->want, x->got);
+        fprintf(to, "  %-*s  want %-13.7g got %-13.7g", width, name, x->want,
+                isnan(x->got) ? NAN : x->got); /* no "-nan" */
         if (isfinite(x->want) && isfinite(x->got)) {
             fprintf(to, " diff %-8.1e allowed %-8.1e", fabs(x->got - x->want), x->hard);
             if (x->statistical > 0)
@@ -159,8 +162,9 @@ void mla_check_print(FILE *to, const struct mla_case *c, const struct mla_check_
         fprintf(to, "\n");
     }
     fprintf(to,
-            "  usual checks: rtol = atol = 1e-2 %s (%" PRId64 " elements outside), cosine error "
-            "%.1e, relative error %.1e\n",
+            "  usual checks on out: rtol = atol = 1e-2 %s (%" PRId64
+            " outside), cosine error %.1e, "
+            "relative error %.1e\n",
             r->rtol_bad ? "fails" : "passes", r->rtol_bad, r->cosine_error, r->frobenius_error);
     if (o->rerun)
         fprintf(to, "  rerun: %s\n", o->rerun);
