@@ -213,6 +213,17 @@ static const struct wrong wrong_others[] = {
     {"check --shapes bad.txt", 2, "bad.txt line 2: got 'foo"},
     {"check --shapes baddirective.txt", 2, "baddirective.txt line 1: got 'route=up'"},
     {"check good.st --json nowhere/report.json", 4, "nowhere/report.json"},
+    {"bench --heads 4", 2, "--batch: got nothing"},
+    {"bench --model tiny", 2, "--batch: got nothing"},
+    {"bench --model foo --batch q4", 2, "model: got 'foo'"},
+    {"bench --model tiny --batch q", 2, "batch: got 'q'"},
+    {"bench --model tiny --batch 'q4 s4'", 2, "--batch: got 'q4 s4'"},
+    {"bench --model tiny --batch q4 --repeats 0", 2, "--repeats: got 0"},
+    {"bench --csv", 2, "--batch: got nothing"},
+    {"bench --config missing.txt", 2, "--config: got 'missing.txt'"},
+    {"bench --config bad.txt", 2, "got 'foo"},
+    {"bench --routes all", 3, "--routes"},
+    {"bench --plot out.png", 3, "--plot"},
     {"tune", 2, "-o: got nothing"},
     {"tune -o out.st", 3, "FLOP model"},
     {"tune --foo", 2, "got option '--foo'"},
@@ -277,13 +288,13 @@ static void cli_full_disk_is_a_failure(void **state)
 
 static void cli_help_everywhere(void **state)
 {
-    static const char *const names[] = {"info", "make", "run", "check", "tune", "qualify"};
+    static const char *const names[] = {"info", "make", "run", "check", "bench", "tune", "qualify"};
     (void)state;
     must("--help", 0);
-    for (int i = 0; i < 6; i++) {
+    for (int i = 0; i < 7; i++) {
         assert_non_null(strstr(out_text, names[i]));
     }
-    for (int i = 0; i < 6; i++) {
+    for (int i = 0; i < 7; i++) {
         char arguments[64], usage[64];
         snprintf(arguments, sizeof arguments, "%s --help", names[i]);
         snprintf(usage, sizeof usage, "usage: mla %s ", names[i]);
@@ -334,12 +345,37 @@ static void cli_json_is_pure(void **state)
     assert_int_equal(json_integer_value(json_object_get(root, "failed")), 1);
     json_decref(root);
 
+    root = json_of("bench --model tiny --batch q4s40 --batch q1s40 --repeats 2 --json -", 0);
+    json_t *rows = json_object_get(root, "results");
+    assert_int_equal(json_array_size(rows), 4); /* masked-mha and sparse-mqa, twice */
+    for (size_t i = 0; i < 4; i++) {
+        json_t *row = json_array_get(rows, i);
+        assert_string_equal(json_string_value(json_object_get(row, "checked")), "ok");
+        assert_true(json_real_value(json_object_get(row, "median_us")) > 0);
+        assert_true(json_real_value(json_object_get(row, "sgemm_gflops")) > 0);
+    }
+    json_decref(root);
+
     must("info --json report.json", 0);
     assert_non_null(strstr(out_text, "version"));
     root = json_load_file("report.json", 0, NULL);
     assert_non_null(root);
     json_decref(root);
     unlink("report.json");
+}
+
+static void cli_bench_columns(void **state)
+{
+    (void)state;
+    must("bench 'attend model=tiny batch=q4s40' --repeats 1", 0);
+    assert_ptr_equal(strstr(out_text, "# mla 0.1.0, commit "), out_text);
+    assert_non_null(strstr(out_text, "sparse_mqa_cpu"));
+    assert_non_null(strstr(out_text, " ok "));
+    must("bench 'attend model=tiny batch=q4s40' --repeats 1 --no-check --csv --route auto", 0);
+    assert_ptr_equal(strstr(out_text, "kernel,route,median_us"), out_text);
+    const char *row = strchr(out_text, '\n') + 1;
+    assert_non_null(strstr(row, ",no,\"attend "));
+    assert_null(strchr(strchr(row, '\n') + 1, '\n')); /* one row */
 }
 
 static long size_of(const char *name)
@@ -579,6 +615,7 @@ int main(void)
         cmocka_unit_test(cli_round_trip),
         cmocka_unit_test(cli_check_judges),
         cmocka_unit_test(cli_json_is_pure),
+        cmocka_unit_test(cli_bench_columns),
     };
     return cmocka_run_group_tests_name("cli", tests, set_up, tear_down);
 }

@@ -11,8 +11,8 @@
 #include <string.h>
 
 static const struct command *const commands[] = {
-    &mla_command_info,  &mla_command_make, &mla_command_run,
-    &mla_command_check, &mla_command_tune, &mla_command_qualify,
+    &mla_command_info,  &mla_command_make, &mla_command_run,     &mla_command_check,
+    &mla_command_bench, &mla_command_tune, &mla_command_qualify,
 };
 enum { COMMANDS = sizeof commands / sizeof *commands };
 
@@ -294,7 +294,7 @@ static int print_usage(FILE *to)
 int mla_cli(int argc, char **argv)
 {
     if (argc < 2) {
-        fprintf(stderr, "mla: got no command, want info, make, run, check, tune or "
+        fprintf(stderr, "mla: got no command, want info, make, run, check, bench, tune or "
                         "qualify (mla --help)\n");
         return EXIT_INPUT;
     }
@@ -315,7 +315,8 @@ int mla_cli(int argc, char **argv)
             }
             return exit_status;
         }
-    fprintf(stderr, "mla: got command '%.80s', want info, make, run, check, tune or qualify\n",
+    fprintf(stderr,
+            "mla: got command '%.80s', want info, make, run, check, bench, tune or qualify\n",
             argv[1]);
     return EXIT_INPUT;
 }

@@ -108,23 +108,26 @@ static mla_status judge(struct check_command *o, const struct mla_case *k, const
     return status;
 }
 
-/* "sparse-mqa attend_blas", or "auto" with the routes that requests took. */
+/* The kernel that ran, or the routes where there were several. */
 static void name_run(const mla_request_info *requests, int64_t n, char *name, size_t bytes)
 {
     struct mla_text t = {.at = name, .bytes = bytes};
-    unsigned seen = 0;
     const char *kernel = NULL;
-    if (bytes)
-        name[0] = '\0';
+    unsigned seen = 0;
+    bool several = false;
     for (int64_t b = 0; b < n; b++) {
-        if (!requests[b].kernel)
+        if (!requests[b].kernel || requests[b].query_len == 0)
             continue;
+        several |= kernel && strcmp(kernel, requests[b].kernel) != 0;
+        kernel = requests[b].kernel;
         if (!(seen & MLA_BIT(requests[b].route)))
             mla_text_add(&t, "%s%s", seen ? "+" : "", mla_route_name(requests[b].route));
         seen |= MLA_BIT(requests[b].route);
-        kernel = requests[b].kernel;
     }
-    mla_text_add(&t, "%s%s", seen ? " " : "nothing", kernel ? kernel : "");
+    if (several)
+        return;
+    t.used = 0;
+    mla_text_add(&t, "%s", kernel ? kernel : "nothing");
 }
 
 /* Runs the case on the backend and judges what comes out. */
