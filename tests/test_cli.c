@@ -145,6 +145,8 @@ static const struct wrong wrong_make[] = {
     {"make 'attend fill=x' -o out.st", 2, "fill: got 'x'"},
     {"make 'attend complete=1 model=tiny holes=1' -o out.st", 2, "complete: got 1"},
     {"make --model tiny --batch q4 -o nowhere/out.st", 4, "nowhere/out.st"},
+    {"make --model deepseek-v3.2 --batch q2097151k -o out.st", 4, "this machine's memory"},
+    {"make --model tiny --topk 2147483647 --batch q1k -o out.st", 4, "this machine's memory"},
     {"make --model tiny --batch q4 -o /dev/full/out.st", 4, "/dev/full/out.st"},
 };
 

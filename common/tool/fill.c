@@ -25,6 +25,7 @@
 
 #include <math.h>
 #include <string.h>
+#include <unistd.h>
 
 const char *const mla_fill_names[FILL_KINDS] = {"normal", "diffuse", "large", "counting",
                                                 "needle", "peaky",   "equal", "huge",
@@ -498,6 +499,39 @@ static mla_status copy_problem(const struct mla_case_spec *spec, enum fill_kind 
     return MLA_OK;
 }
 
+/* Bytes of the tensors, roughly. */
+static double case_bytes(const mla_problem *p, double keys)
+{
+    double rows = (double)mla_total_q(p), heads = (double)p->heads_q, lists = (double)p->topk;
+    double q = (double)mla_dtype_bytes(p->q_dtype), kv = (double)mla_dtype_bytes(p->kv_dtype);
+    double L = (double)p->kv_lora_rank, dn = (double)p->qk_nope_dim, dv = (double)p->v_dim;
+    double bytes = rows * (heads * (double)mla_d_qk(p) * q + lists * 4), longest = 0;
+    if (p->form == MLA_FORM_LATENT)
+        bytes += heads * L * (dn + dv) * q;
+    if (p->form == MLA_FORM_EXPANDED)
+        return bytes + keys * (double)p->heads_kv * ((double)mla_d_qk(p) + dv) * kv;
+    for (int64_t b = 0; b < p->batch && p->has_mask; b++)
+        longest = fmax(longest, p->seq_lens_kv[b]);
+    double slots = p->page_size ? (double)p->num_pages * (double)p->page_size : keys;
+    return bytes + rows * longest / 8 +
+           slots * (double)mla_cache_row_bytes(p->cache_format, p->kv_lora_rank, p->qk_rope_dim);
+}
+
+/* Memory that the system promises and then hasn't got ends the process: refuse before. */
+static mla_status check_memory(const mla_problem *p)
+{
+    double keys = 0, there = (double)sysconf(_SC_PHYS_PAGES) * (double)sysconf(_SC_PAGESIZE);
+    for (int64_t b = 0; b < p->batch; b++)
+        keys += p->seq_lens_kv[b];
+    double bytes = case_bytes(p, keys);
+    if (there > 0 && bytes > there)
+        return mla_fail(MLA_ERR_MEMORY,
+                        "mla_case_make: batch: got tensors of %.3g GB, want less than this "
+                        "machine's memory of %.3g GB",
+                        bytes * 1e-9, there * 1e-9);
+    return MLA_OK;
+}
+
 static mla_status make(const struct mla_case_spec *spec, enum fill_kind kind, struct mla_case *c)
 {
     mla_status status = copy_problem(spec, kind, c);
@@ -505,6 +539,9 @@ static mla_status make(const struct mla_case_spec *spec, enum fill_kind kind, st
         return status;
     const mla_problem *p = &c->problem;
     status = mla_problem_check(p);
+    if (status)
+        return status;
+    status = check_memory(p);
     if (status)
         return status;
     int64_t pages = 0;
