@@ -1,0 +1,360 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Times of the absorbed-form kernels of cuda/any beside the device's own ceilings, measured in the
+ * same run: mma.sync from registers, a reading loop, a gather of random cache rows. Events around
+ * one run, 256 MB written before each (past L2), median of the repetitions. FLOP: 2 · pairs · heads ·
+ * (576 + 512); bytes: gathered rows once a query token, dense caches once, q and out. Values are
+ * checked by test_cuda_any, not here. A word on the command line keeps the shapes whose name holds
+ * it. */
+#include "any/mqa.h"
+#include "device.h"
+#include "element.cuh"
+#include "record.h"
+
+#include <algorithm>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <vector>
+
+#define CHECK(call)                                                                                \
+    do {                                                                                           \
+        cudaError_t e_ = (call);                                                                   \
+        if (e_ != cudaSuccess) {                                                                   \
+            printf("%s:%d: %s: %s\n", __FILE__, __LINE__, #call, cudaGetErrorString(e_));          \
+            exit(1);                                                                               \
+        }                                                                                          \
+    } while (0)
+
+static const int L = 512, D = 576, REPEATS = 15;
+static const size_t FLUSH = 256 << 20;
+static char *flush_buffer;
+
+template <class F> static double median_ms(F launch)
+{
+    cudaEvent_t start, stop;
+    CHECK(cudaEventCreate(&start));
+    CHECK(cudaEventCreate(&stop));
+    std::vector<float> times;
+    for (int i = 0; i < REPEATS + 3; i++) {
+        float ms;
+        CHECK(cudaMemsetAsync(flush_buffer, i, FLUSH));
+        CHECK(cudaEventRecord(start));
+        launch();
+        CHECK(cudaEventRecord(stop));
+        CHECK(cudaEventSynchronize(stop));
+        CHECK(cudaEventElapsedTime(&ms, start, stop));
+        if (i >= 3)
+            times.push_back(ms);
+    }
+    CHECK(cudaEventDestroy(start));
+    CHECK(cudaEventDestroy(stop));
+    std::sort(times.begin(), times.end());
+    return times[times.size() / 2];
+}
+
+/* ----------------------------------------------------------------- ceilings */
+
+__global__ void __launch_bounds__(256) mma_loop(float *out, int rounds, uint32_t seed)
+{
+    float c[8][4] = {};
+    uint32_t a[4], b[2], sign = 0;
+    for (int i = 0; i < 4; i++)
+        a[i] = 0x3F803F80u ^ (seed * (threadIdx.x + i) & 0x807F807Fu);
+    b[0] = a[0] ^ 0x00110022u;
+    b[1] = a[1] ^ 0x80330044u;
+    for (int r = 0; r < rounds; r++) {
+#pragma unroll
+        for (int i = 0; i < 8; i++)
+            mma_m16n8k16_bf16(c[i], a, b[0] ^ sign, b[1] ^ sign);
+        sign ^= 0x80008000u; /* sums stay near zero */
+    }
+    float sum = 0;
+    for (int i = 0; i < 8; i++)
+        sum += c[i][0] + c[i][1] + c[i][2] + c[i][3];
+    out[blockIdx.x * 256 + threadIdx.x] = sum;
+}
+
+__global__ void read_loop(const uint4 *in, int64_t n, uint32_t *out)
+{
+    uint32_t sum = 0;
+    int64_t step = (int64_t)gridDim.x * blockDim.x;
+    int64_t i = (int64_t)blockIdx.x * blockDim.x + threadIdx.x;
+    for (; i + 3 * step < n; i += 4 * step) {
+        uint4 a = in[i], b = in[i + step], c = in[i + 2 * step], d = in[i + 3 * step];
+        sum ^= a.x ^ a.y ^ a.z ^ a.w ^ b.x ^ b.y ^ b.z ^ b.w;
+        sum ^= c.x ^ c.y ^ c.z ^ c.w ^ d.x ^ d.y ^ d.z ^ d.w;
+    }
+    if (sum == 0x12345)
+        out[0] = sum;
+}
+
+/* 72 threads a row of 1152 bytes, 8 rows a round, 8 loads in flight a thread. */
+__global__ void __launch_bounds__(576)
+    gather_loop(const char *rows, const int32_t *list, int topk, uint32_t *out)
+{
+    const int32_t *mine = list + (int64_t)blockIdx.x * topk;
+    int part = threadIdx.x % 72, first = threadIdx.x / 72;
+    uint32_t sum = 0;
+    for (int j = first; j < topk; j += 64) {
+        uint4 v[8];
+#pragma unroll
+        for (int i = 0; i < 8; i++)
+            v[i] = *(const uint4 *)(rows + (int64_t)mine[j + 8 * i] * 1152 + part * 16);
+#pragma unroll
+        for (int i = 0; i < 8; i++)
+            sum ^= v[i].x ^ v[i].y ^ v[i].z ^ v[i].w;
+    }
+    if (sum == 0x12345)
+        out[0] = sum;
+}
+
+/* -------------------------------------------------------------------- data */
+
+__device__ uint32_t hash(uint64_t x)
+{
+    x ^= x >> 33;
+    x *= 0xff51afd7ed558ccdull;
+    x ^= x >> 33;
+    x *= 0xc4ceb9fe1a85ec53ull;
+    return (uint32_t)(x >> 32);
+}
+
+/* Sum of four uniform bytes: near enough to normal, sd 1. */
+__device__ float about_normal(uint64_t i)
+{
+    uint32_t h = hash(i);
+    float s = (float)(h & 255) + (float)(h >> 8 & 255) + (float)(h >> 16 & 255) + (float)(h >> 24);
+    return (s - 510) / 147.8f;
+}
+
+__global__ void fill_bf16(uint16_t *out, int64_t n, uint64_t seed)
+{
+    for (int64_t i = (int64_t)blockIdx.x * blockDim.x + threadIdx.x; i < n;
+         i += (int64_t)gridDim.x * blockDim.x)
+        out[i] = (uint16_t)cvt_rn_bf16x2_f32(about_normal(seed + i), 0);
+}
+
+__global__ void fill_fp8(char *rows, int64_t n)
+{
+    for (int64_t i = (int64_t)blockIdx.x * blockDim.x + threadIdx.x; i < n * FP8_ROW_BYTES;
+         i += (int64_t)gridDim.x * blockDim.x) {
+        int64_t row = i / FP8_ROW_BYTES;
+        int at = (int)(i % FP8_ROW_BYTES);
+        uint32_t h = hash(i);
+        if (at < FP8_SCALES_AT)
+            rows[i] = (char)((h & 0x80) | (0x28 + h % 24));
+        else if (at < FP8_ROPE_AT)
+            rows[i] = (char)(at % 4 == 3 ? 0x3F : at % 4 == 2 ? 0x80 : 0); /* 1.0 */
+        else if (at % 2 == 0)
+            *(uint16_t *)(rows + i) = (uint16_t)cvt_rn_bf16x2_f32(about_normal(row * 64 + at), 0);
+    }
+}
+
+/* Distinct random positions below 2^bits: a bijection of its numbers. */
+__global__ void fill_lists(int32_t *lists, int64_t tokens, int topk, int bits)
+{
+    for (int64_t i = (int64_t)blockIdx.x * blockDim.x + threadIdx.x; i < tokens * topk;
+         i += (int64_t)gridDim.x * blockDim.x) {
+        uint32_t x = (uint32_t)(i % topk), mask = (1u << bits) - 1, key = hash(i / topk + 99);
+        for (int r = 0; r < 4; r++) {
+            x = (x * 2654435769u + (key >> 8 * r)) & mask;
+            x ^= x >> (bits / 2);
+        }
+        lists[i] = (int32_t)x;
+    }
+}
+
+/* Pages of all requests, scattered by an odd multiplier; n is a power of two. */
+__global__ void fill_table(int32_t *table, int64_t n)
+{
+    for (int64_t i = (int64_t)blockIdx.x * blockDim.x + threadIdx.x; i < n;
+         i += (int64_t)gridDim.x * blockDim.x)
+        table[i] = (int32_t)((uint64_t)i * 40503u % (uint64_t)n);
+}
+
+template <class X> static X *device(size_t n)
+{
+    X *p;
+    CHECK(cudaMalloc((void **)&p, n * sizeof(X) + 256));
+    return p;
+}
+
+/* ------------------------------------------------------------------ shapes */
+
+struct shape {
+    const char *name;
+    int batch, query_len, keys, heads, topk;
+    bool fp8, paged, causal;
+};
+
+struct ceilings {
+    double mma, read, gather_8k, gather_32k;
+};
+
+static void run_shape(const struct shape *s, const struct ceilings *ceil)
+{
+    int64_t tokens = (int64_t)s->batch * s->query_len, slots = (int64_t)s->batch * s->keys;
+    std::vector<int32_t> cu, lens;
+    std::vector<struct mla_request> requests;
+    for (int b = 0; b <= s->batch; b++)
+        cu.push_back(b * s->query_len);
+    for (int b = 0; b < s->batch; b++) {
+        lens.push_back(s->keys);
+        struct mla_request r = {b, cu[b], s->query_len, (int64_t)b * s->keys, s->keys};
+        requests.push_back(r);
+    }
+    mla_problem p = {};
+    p.form = MLA_FORM_ABSORBED;
+    p.batch = s->batch;
+    p.cu_seqlens_q = cu.data();
+    p.seq_lens_kv = lens.data();
+    p.heads_q = s->heads;
+    p.heads_kv = 1;
+    p.kv_lora_rank = L;
+    p.qk_rope_dim = D - L;
+    p.cache_format = s->fp8 ? MLA_CACHE_FP8_DS_MLA : MLA_CACHE_BF16;
+    p.softmax_scale = 0.0721688;
+    p.causal = s->causal;
+    p.topk = s->topk;
+    p.wants_lse = true;
+    mla_tensors t = {};
+    uint16_t *q = device<uint16_t>(tokens * s->heads * D);
+    uint16_t *out = device<uint16_t>(tokens * s->heads * L);
+    float *lse = device<float>(tokens * s->heads);
+    char *cache = device<char>(slots * (s->fp8 ? FP8_ROW_BYTES : 2 * D));
+    int32_t *lists = NULL, *table = NULL;
+    fill_bf16<<<4096, 256>>>(q, tokens * s->heads * D, 1);
+    if (s->fp8)
+        fill_fp8<<<4096, 256>>>(cache, slots);
+    else
+        fill_bf16<<<4096, 256>>>((uint16_t *)cache, slots * D, 2);
+    if (s->paged) {
+        p.page_size = 64;
+        p.num_pages = slots / 64;
+        p.max_pages = s->keys / 64;
+        table = device<int32_t>(p.num_pages);
+        fill_table<<<64, 256>>>(table, p.num_pages);
+        t.kv_cache.data = cache;
+        t.page_table.data = table;
+    } else {
+        t.kv_c.data = cache;
+        t.kv_c.stride[0] = D;
+        t.k_pe.data = cache + 2 * L;
+        t.k_pe.stride[0] = D;
+    }
+    if (s->topk) {
+        int bits = 0;
+        while (1 << bits < s->keys)
+            bits++;
+        lists = device<int32_t>(tokens * s->topk);
+        fill_lists<<<4096, 256>>>(lists, tokens, s->topk, bits);
+        t.topk_indices.data = lists;
+    }
+    t.q.data = q;
+    t.out.data = out;
+    t.lse.data = lse;
+    mla_context context = {};
+    context.backend = MLA_BACKEND_CUDA;
+    struct mla_job job = {};
+    job.context = &context;
+    job.problem = &p;
+    job.kernel = &mla_mqa_any;
+    job.requests = requests.data();
+    job.num_requests = s->batch;
+    char why[160] = "";
+    if (!job.kernel->supports(&job, why, sizeof why) || job.kernel->prepare(&job) != MLA_OK) {
+        printf("%-34s refused: %s %s\n", s->name, why, mla_last_error());
+        exit(1);
+    }
+    char *work = device<char>(job.workspace_bytes);
+    CHECK(cudaDeviceSynchronize());
+    double ms = median_ms([&] {
+        if (job.kernel->run(&job, &t, work, NULL) != MLA_OK) {
+            printf("%s\n", mla_last_error());
+            exit(1);
+        }
+    });
+    double pairs = (double)tokens * (s->topk ? s->topk : s->keys);
+    if (!s->topk && s->causal)
+        pairs -= (double)tokens * 0.5 * (s->query_len - 1);
+    double flop = 2.0 * pairs * s->heads * (D + L), rate = flop / ms * 1e-9;
+    double bytes = (s->topk ? pairs : (double)slots) * (s->fp8 ? FP8_ROW_BYTES : 2 * D) +
+                   (double)tokens * s->heads * (D + L) * 2;
+    double memory = s->topk == 0 ? ceil->read : s->keys <= 8192 ? ceil->gather_8k : ceil->gather_32k;
+    printf("%-34s %8.4f ms %6.1f TFLOP/s %5.1f%% of mma %6.0f GB/s %5.1f%% of %s  splits %d\n",
+           s->name, ms, rate, rate / ceil->mma * 100, bytes / ms * 1e-6,
+           bytes / ms * 1e-6 / memory * 100, s->topk ? "gather" : "read", (int)job.num_splits);
+    fflush(stdout);
+    job.kernel->release(&job);
+    void *all[] = {q, out, lse, cache, lists, table, work};
+    for (void *p : all)
+        CHECK(cudaFree(p));
+}
+
+static struct ceilings measure_ceilings(int processors)
+{
+    struct ceilings c;
+    float *out = device<float>(4 * 256 * processors);
+    int blocks = 4 * processors, rounds = 4096;
+    double ms = median_ms([&] { mma_loop<<<blocks, 256>>>(out, rounds, 0x9E3779B9u); });
+    c.mma = (double)blocks * 8 * rounds * 8 * 4096 / ms * 1e-9;
+    size_t bytes = (size_t)2 << 30;
+    char *memory = device<char>(bytes);
+    fill_bf16<<<4096, 256>>>((uint16_t *)memory, bytes / 2, 3);
+    ms = median_ms([&] {
+        read_loop<<<8 * processors, 512>>>((uint4 *)memory, bytes / 16, (uint32_t *)out);
+    });
+    c.read = bytes / ms * 1e-6;
+    int32_t *lists = device<int32_t>(4096 * 2048);
+    for (int bits = 13; bits <= 15; bits += 2) {
+        fill_lists<<<4096, 256>>>(lists, 4096, 2048, bits);
+        ms = median_ms([&] { gather_loop<<<4096, 576>>>(memory, lists, 2048, (uint32_t *)out); });
+        (bits == 13 ? c.gather_8k : c.gather_32k) = 4096.0 * 2048 * 1152 / ms * 1e-6;
+    }
+    CHECK(cudaFree(memory));
+    CHECK(cudaFree(lists));
+    CHECK(cudaFree(out));
+    return c;
+}
+
+int main(int argc, char **argv)
+{
+    static const struct shape shapes[] = {
+        {"sparse-prefill kv32k h128", 1, 4096, 32768, 128, 2048, false, false, false},
+        {"sparse-prefill kv32k h64", 1, 4096, 32768, 64, 2048, false, false, false},
+        {"sparse-prefill kv32k h32", 1, 4096, 32768, 32, 2048, false, false, false},
+        {"sparse-prefill kv32k h16", 1, 4096, 32768, 16, 2048, false, false, false},
+        {"sparse-prefill kv8k h128", 1, 4096, 8192, 128, 2048, false, false, false},
+        {"sparse-prefill kv8k h16", 1, 4096, 8192, 16, 2048, false, false, false},
+        {"sparse-decode fp8 b128 h128", 128, 1, 32768, 128, 2048, true, true, true},
+        {"sparse-decode fp8 b128 sq2 h128", 128, 2, 32768, 128, 2048, true, true, true},
+        {"sparse-decode fp8 b128 h64", 128, 1, 32768, 64, 2048, true, true, true},
+        {"sparse-decode fp8 b128 h16", 128, 1, 32768, 16, 2048, true, true, true},
+        {"sparse-decode fp8 b1 h128", 1, 1, 32768, 128, 2048, true, true, true},
+        {"dense-decode b128 kv32k h128", 128, 1, 32768, 128, 0, false, true, true},
+        {"dense-decode b128 kv32k h64", 128, 1, 32768, 64, 0, false, true, true},
+        {"dense-decode b128 kv32k h32", 128, 1, 32768, 32, 0, false, true, true},
+        {"dense-decode b128 kv32k h16", 128, 1, 32768, 16, 0, false, true, true},
+        {"dense-decode b128 kv4k h128", 128, 1, 4096, 128, 0, false, true, true},
+        {"dense-decode b128 kv4k h16", 128, 1, 4096, 16, 0, false, true, true},
+        {"dense-decode b1 kv32k h128", 1, 1, 32768, 128, 0, false, true, true},
+        {"dense-prefill s4096 h16", 1, 4096, 4096, 16, 0, false, false, true},
+    };
+    const char *word = argc > 1 ? argv[1] : "";
+    int count = 0;
+    if (cudaGetDeviceCount(&count) != cudaSuccess || count == 0) {
+        printf("skipped: %s\n", cudaGetErrorString(cudaGetLastError()));
+        return 77;
+    }
+    struct cudaDeviceProp prop;
+    CHECK(cudaGetDeviceProperties(&prop, 0));
+    flush_buffer = device<char>(FLUSH);
+    struct ceilings c = measure_ceilings(prop.multiProcessorCount);
+    printf("%s, %d SMs\nceilings: mma.sync bf16 %.1f TFLOP/s, read %.0f GB/s, gather of 1152-byte "
+           "rows %.0f GB/s (8 K rows), %.0f (32 K)\n",
+           prop.name, prop.multiProcessorCount, c.mma, c.read, c.gather_8k, c.gather_32k);
+    for (const struct shape &s : shapes)
+        if (strstr(s.name, word))
+            run_shape(&s, &c);
+    return 0;
+}

@@ -1,0 +1,163 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Joins partial results over disjoint sets of keys, in the order of the parts, so that results
+ * repeat bit by bit:  lse = log2 sum 2^lse_i,  out = sum 2^(lse_i - lse) · out_i.
+ *
+ * mqa_combine_kernel: the key splits of mqa.cuh. merge_kernel: mla_merge. One warp a row, 8 warps a
+ * block; each lane walks the row in steps of 128 (or 32) columns. No shared memory. Both read every
+ * part once and write the result once: memory bandwidth is the bound. A part without keys
+ * (lse = -inf) is not read, whatever its row holds. */
+#include "../element.cuh"
+#include "merge.h"
+#include "mqa.h"
+
+static const int THREADS = MLA_MQA_THREADS;
+
+__device__ __forceinline__ void store_one(int dtype, void *out, int64_t at, float x)
+{
+    if (dtype == MLA_F32)
+        ((float *)out)[at] = x;
+    else if (dtype == MLA_BF16)
+        ((uint16_t *)out)[at] = (uint16_t)cvt_rn_bf16x2_f32(x, 0);
+    else
+        ((uint16_t *)out)[at] = (uint16_t)cvt_rn_f16x2_f32(x, 0);
+}
+
+__device__ __forceinline__ float load_one(int dtype, const void *in, int64_t at)
+{
+    if (dtype == MLA_F32)
+        return ((const float *)in)[at];
+    if (dtype == MLA_BF16)
+        return __uint_as_float((uint32_t)((const uint16_t *)in)[at] << 16);
+    return __half2float(((const __half *)in)[at]);
+}
+
+__global__ void __launch_bounds__(MLA_MQA_THREADS)
+    mqa_combine_kernel(const __grid_constant__ struct mla_mqa_args a, int64_t rows)
+{
+    int lane = threadIdx.x % 32;
+    int64_t row = (int64_t)blockIdx.x * (THREADS / 32) + threadIdx.x / 32;
+    if (row >= rows)
+        return;
+    /* The split request that holds the row; requests with one split hold none. */
+    int found = 0;
+    for (int i = lane; i < a.num_requests; i += 32) {
+        int64_t next = i + 1 < a.num_requests ? a.requests[i + 1].first_row : rows;
+        if (row >= a.requests[i].first_row && row < next)
+            found = i;
+    }
+    found = __reduce_max_sync(0xFFFFFFFFu, found);
+    const struct mla_mqa_request r = a.requests[found];
+    int at = (int)(row - r.first_row), head = at % a.heads;
+    int64_t token = r.q_start + at / a.heads, per_split = (int64_t)r.query_len * a.heads;
+    const float *lse = a.part_lse + r.part_row + at, *top = a.part_max + r.part_row + at;
+    const float *out = a.part_out + (r.part_row + at) * MLA_MQA_LATENT;
+
+    float reference = -INFINITY, max_log2 = -INFINITY;
+    for (int s = 0; s < r.splits; s++) {
+        float l = lse[s * per_split];
+        /* fmaxf drops NaN; here it must stay. */
+        reference = isnan(l) || isnan(reference) ? NAN : fmaxf(reference, l);
+        max_log2 = fmaxf(max_log2, top[s * per_split]);
+    }
+    float sink = a.sink ? a.sink[head] * 1.44269504f : -INFINITY;
+    if (!isnan(reference))
+        reference = fmaxf(reference, sink);
+    bool nothing = isinf(reference); /* no key and no sink, or a sink of +inf */
+    float sum = nothing ? 1 : exp2f(sink - reference);
+    float4 acc[MLA_MQA_LATENT / 128];
+    for (int j = 0; j < MLA_MQA_LATENT / 128; j++)
+        acc[j] = make_float4(0, 0, 0, 0);
+    for (int s = 0; !nothing && s < r.splits; s++) {
+        float l = lse[s * per_split];
+        if (l == -INFINITY)
+            continue;
+        float weight = exp2f(l - reference);
+        sum += weight;
+        const float *part = out + s * per_split * MLA_MQA_LATENT;
+#pragma unroll
+        for (int j = 0; j < MLA_MQA_LATENT / 128; j++) {
+            float4 v = *(const float4 *)(part + j * 128 + lane * 4);
+            acc[j].x += weight * v.x;
+            acc[j].y += weight * v.y;
+            acc[j].z += weight * v.z;
+            acc[j].w += weight * v.w;
+        }
+    }
+    float factor = nothing ? 0 : 1 / sum;
+    int64_t to = token * a.out_stride[0] + head * a.out_stride[1];
+#pragma unroll
+    for (int j = 0; j < MLA_MQA_LATENT / 128; j++) {
+        int column = j * 128 + lane * 4;
+        store_one(a.out_dtype, a.out, to + column, acc[j].x * factor);
+        store_one(a.out_dtype, a.out, to + column + 1, acc[j].y * factor);
+        store_one(a.out_dtype, a.out, to + column + 2, acc[j].z * factor);
+        store_one(a.out_dtype, a.out, to + column + 3, acc[j].w * factor);
+    }
+    if (lane != 0)
+        return;
+    if (a.lse)
+        a.lse[token * a.lse_stride[0] + head * a.lse_stride[1]] =
+            (nothing ? reference : reference + log2f(sum)) * a.lse_unit;
+    if (a.max_logits)
+        a.max_logits[token * a.max_stride[0] + head * a.max_stride[1]] = max_log2 * 0.693147181f;
+}
+
+/* mla_merge of at most MLA_MERGE_PARTS parts, whose pointers travel as kernel arguments. */
+__global__ void __launch_bounds__(MLA_MQA_THREADS)
+    merge_kernel(const __grid_constant__ struct mla_merge_parts m)
+{
+    int lane = threadIdx.x % 32;
+    int64_t row = (int64_t)blockIdx.x * (THREADS / 32) + threadIdx.x / 32;
+    if (row >= m.rows * m.heads)
+        return;
+    int64_t token = row / m.heads, head = row % m.heads;
+    float sink = m.sink ? m.sink[head] * 1.44269504f : -INFINITY, reference = sink;
+    float part_lse[MLA_MERGE_PARTS];
+#pragma unroll
+    for (int i = 0; i < MLA_MERGE_PARTS; i++) {
+        if (i >= m.parts)
+            break;
+        float l = m.lse[i][token * m.lse_stride[i][0] + head * m.lse_stride[i][1]] * m.to_log2;
+        if (m.plus_inf_is_empty && l == INFINITY)
+            l = -INFINITY;
+        part_lse[i] = l;
+        reference = isnan(l) || isnan(reference) ? NAN : fmaxf(reference, l);
+    }
+    bool nothing = isinf(reference);
+    float sum = nothing ? 1 : exp2f(sink - reference);
+#pragma unroll
+    for (int i = 0; i < MLA_MERGE_PARTS; i++) {
+        if (i >= m.parts)
+            break;
+        part_lse[i] = nothing ? 0 : exp2f(part_lse[i] - reference);
+        sum += nothing ? 0 : part_lse[i];
+    }
+    float factor = nothing ? 0 : 1 / sum;
+    for (int64_t c = lane; c < m.dim; c += 32) {
+        float acc = 0;
+#pragma unroll
+        for (int i = 0; i < MLA_MERGE_PARTS; i++) {
+            if (i >= m.parts)
+                break;
+            if (part_lse[i] != 0)
+                acc += part_lse[i] *
+                       load_one(m.part_dtype, m.out[i],
+                                token * m.out_stride[i][0] + head * m.out_stride[i][1] + c);
+        }
+        store_one(m.out_dtype, m.to, token * m.to_stride[0] + head * m.to_stride[1] + c,
+                  acc * factor);
+    }
+    if (lane == 0 && m.to_lse)
+        m.to_lse[token * m.to_lse_stride[0] + head * m.to_lse_stride[1]] =
+            (nothing ? reference : reference + log2f(sum)) * m.lse_unit;
+}
+
+extern "C" const void *mla_mqa_combine_function(void)
+{
+    return (const void *)mqa_combine_kernel;
+}
+
+extern "C" const void *mla_merge_function(void)
+{
+    return (const void *)merge_kernel;
+}

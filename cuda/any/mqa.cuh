@@ -1,0 +1,734 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Absorbed-form attention for one tile of query rows: out = softmax(scale · q · K^T) · K[:, :512].
+ * Dense (causal, bitmask, flat or paged) and over top-k lists; prefill and decode. sm_80 and later:
+ * mma.sync, ldmatrix and cp.async only, at most 99 KB of shared memory a block.
+ *
+ * Tile. ROWS (16, 32 or 64) query rows, 32 keys a step, 8 warps, one block a tile and key split.
+ * Dense requests pack (query token, head) pairs into rows, 16 tokens of 4 heads as well as half a
+ * token of 128. Rows over a list are heads of one token, since each token gathers its own keys.
+ *
+ * Why this split of the work. mma.sync takes its operands from registers, and shared memory gives
+ * 128 B a clock: the bytes that fragments read a mma decide. Each warp therefore
+ *   - keeps its part of Q in registers for good (72 a thread): scores read K alone. A warp holds
+ *     the columns of its group "dw" of every 64-wide band of d, for 16 or 32 rows:
+ *         ROWS   row groups x d groups x key groups   B of shared memory a mma: scores, P·V
+ *          16        1 x 2 x 4                              512 + 224                512
+ *          32        1 x 4 x 2                              128 + 114                192
+ *          64        2 x 4 x 1                              128 +  85                128
+ *     (the second summand: partial scores, added up through shared memory);
+ *   - owns 64 of the 512 columns of the output for all rows (ROWS / 16 · 32 registers a thread), so
+ *     V is read once a tile. mma.sync peaks near one in 1.5 clocks, 192 B, on an H100.
+ *
+ * Timeline of a step (| = barrier):
+ *   wait K(i) | copy K(i+1) starts; partial scores | add up, mask, softmax, P | rescale, P·V
+ * Packed caches (fp8 and fp4 records) are copied raw and widened to T first:
+ *   wait raw(i) | widen K(i); copy raw(i+1) starts | partial scores | ... as above.
+ * Addresses run ahead: positions three steps, page ids two, so that no step waits for a chain
+ * list -> page table -> row.
+ *
+ * Shared memory: plain cache, rope 64; packed cache    ROWS 16         32         64
+ *   K rows, 32 x 1152 B, two stages; one               73728; 36864   (same)     (same)
+ *   raw records, 32 x 656 B                                0; 20992
+ *   partial scores, slots x ROWS x 128 B                    4096       16384      24576
+ *   row values                                               64         128        256
+ * The largest is 98560 + 32 of 101376 bytes. P of a row takes the first slot of its scores.
+ * Registers: 128 a thread for 16 rows (two blocks an SM), 255 for more.
+ *
+ * NaN. A key that the tile does not see is copied as zeros, and its score is -inf: what an invisible
+ * slot holds reaches nothing. A key that one row of the tile sees is multiplied by P = 0 in others.
+ * Rounding. Scores and output accumulate in fp32; P = 2^(score - running max), at most 1, rounded to
+ * T; the row sum adds unrounded P in fp32. (A maximum that is followed late would rescale less, but
+ * the heaviest key's P would no longer be exactly 1: errors of peaked rows grow by half.) One order of additions: results repeat bit by bit.
+ * Limits. Latent width 512, rope 64 or 0. Rows of a request and cache slots below 2^31. */
+#ifndef MLA_CUDA_ANY_MQA_CUH
+#define MLA_CUDA_ANY_MQA_CUH
+
+#include "../cache.cuh"
+#include "../ptx/barrier.cuh"
+#include "mqa.h"
+
+static const int KEYS = MLA_MQA_KEYS;
+static const int THREADS = MLA_MQA_THREADS;
+static const int WARPS = THREADS / 32;
+static const int OUT_TILES = MLA_MQA_LATENT / WARPS / 8; /* 8-wide output tiles of a warp */
+static const int RAW_PITCH = FP8_ROW_BYTES;              /* the longest record */
+static const int MAX_SHARED = 101376;
+
+template <int ROWS, int ROPE, bool PACKED> struct tile {
+    static const int row_groups = ROWS / 16; /* 16 rows of scores a warp */
+    static const int d_groups = ROWS == 64 ? 2 : 4;
+    static const int key_groups = WARPS / row_groups / d_groups;
+    static const int n_tiles = KEYS / key_groups / 8;        /* of a warp's scores */
+    static const int n_step = ROWS == 64 ? 4 : 2;            /* of them computed together */
+    static const int bands = (MLA_MQA_LATENT + ROPE) / 64;   /* of 64 columns of d */
+    static const int q_frags = 4 / d_groups;                 /* 16-wide fragments a band */
+    static const int row_bytes = (MLA_MQA_LATENT + ROPE) * 2;
+    static const int stage_bytes = KEYS * row_bytes;
+    static const int stages = PACKED ? 1 : 2;
+    /* 64 rows: two warps share 16 rows; each finishes eight and sends the other eight across. */
+    static const bool swaps = ROWS == 64;
+    static const int slots = swaps ? 1 : d_groups;
+    static const int raw_at = stages * stage_bytes;
+    static const int scores_at = raw_at + (PACKED ? KEYS * RAW_PITCH : 0);
+    static const int scores_end = scores_at + slots * ROWS * KEYS * 4;
+    static const int q_bytes = ROWS * row_bytes; /* Q passes through at the start */
+    static const int rows_at = scores_end > q_bytes ? scores_end : q_bytes;
+    static const int found_at = rows_at + ROWS * 4;
+    static const int shared_bytes = found_at + 16;
+    /* Softmax: each warp finishes rows_warp rows, lanes_row lanes a row, 2·pairs scores a lane. */
+    static const int rows_warp = ROWS / WARPS;
+    static const int lanes_row = 32 / rows_warp;
+    static const int pairs = KEYS / 2 / lanes_row;
+    static_assert(shared_bytes <= MAX_SHARED, "the tile must fit sm_120's 99 KB");
+    static_assert(row_bytes % 128 == 0, "rows start at bank 0: the swizzle relies on it");
+};
+
+/* Which scores a warp computes. */
+template <class S> struct place_of_warp {
+    int d_group, row_group, key_group;
+    __device__ __forceinline__ place_of_warp(int warp)
+    {
+        d_group = warp % S::d_groups;
+        row_group = S::row_groups == 1 ? 0 : warp / S::d_groups % S::row_groups;
+        key_group = S::key_groups == 1 ? 0 : warp / S::d_groups;
+    }
+};
+
+/* What every thread of a block knows about its tile. */
+struct work {
+    struct mla_mqa_request r;
+    int split;
+    int row0, rows;          /* rows of the request (token · heads + head) */
+    int seq_len;
+    int end;                 /* keys at or past it are invisible to the whole tile */
+    int count;               /* entries to walk: end, or the counted part of the list */
+    int token0, tokens;      /* query tokens of the tile, token0 within the request */
+    const int32_t *list;     /* or NULL */
+    const int32_t *pages;    /* row of the page table, or NULL */
+};
+
+/* Exclusive end of what query token i of the request may see. */
+__device__ __forceinline__ int causal_end(const struct mla_mqa_args &a, const struct work &w, int i)
+{
+    return a.causal ? w.seq_len - w.r.query_len + i + 1 : w.seq_len;
+}
+
+/* The n lowest bits, for any n. */
+__device__ __forceinline__ uint32_t bits_below(int n)
+{
+    return n <= 0 ? 0 : n >= 32 ? 0xFFFFFFFFu : (1u << n) - 1;
+}
+
+template <int ROWS>
+__device__ __forceinline__ void find_work(const struct mla_mqa_args &a, int *found, struct work *w)
+{
+    /* The request whose blocks hold this one. */
+    for (int i = threadIdx.x; i < a.num_requests; i += THREADS) {
+        int64_t next = i + 1 < a.num_requests ? a.requests[i + 1].first_block : (int64_t)gridDim.x;
+        if ((int64_t)blockIdx.x >= a.requests[i].first_block && (int64_t)blockIdx.x < next)
+            *found = i;
+    }
+    __syncthreads();
+    w->r = a.requests[*found];
+    int local = blockIdx.x - w->r.first_block;
+    w->split = local % w->r.splits;
+    int t = local / w->r.splits;
+    if (a.topk) {
+        int tiles = (a.heads + ROWS - 1) / ROWS;
+        int head0 = t % tiles * ROWS;
+        w->row0 = t / tiles * a.heads + head0;
+        w->rows = min(ROWS, a.heads - head0);
+    } else {
+        /* Causality makes late tiles long: they start first. */
+        int tiles = (w->r.query_len * a.heads + ROWS - 1) / ROWS;
+        w->row0 = (tiles - 1 - t) * ROWS;
+        w->rows = min(ROWS, w->r.query_len * a.heads - w->row0);
+    }
+    w->token0 = w->row0 / a.heads;
+    w->tokens = (w->row0 + w->rows - 1) / a.heads - w->token0 + 1;
+    w->seq_len = w->r.seq_len_kv;
+    if (a.seq_lens_kv)
+        w->seq_len = max(0, min(w->seq_len, a.seq_lens_kv[w->r.index]));
+    w->end = max(0, min(w->seq_len, causal_end(a, *w, w->token0 + w->tokens - 1)));
+    w->count = w->end;
+    w->list = NULL;
+    if (a.topk) {
+        int64_t token = w->r.q_start + w->token0;
+        w->list = a.indices + token * a.indices_stride;
+        w->count = a.topk_lens ? max(0, min(a.topk, a.topk_lens[token])) : a.topk;
+    }
+    w->pages = NULL;
+    if (a.cache.page_size > 0)
+        w->pages = a.cache.page_table + w->r.index * a.cache.page_table_stride;
+}
+
+/* --------------------------------------------------------------- key stream */
+
+/* Position of this lane's key in step i, unchecked; -1 for none. Bitmask: a key that no token of the
+ * tile sees is none; a token may list keys of its own future, which count for nothing. */
+__device__ __forceinline__ int fetch_position(const struct mla_mqa_args &a, const struct work &w,
+                                              int step, int last_step)
+{
+    int lane = threadIdx.x % 32, j = step * KEYS + lane;
+    if (step >= last_step)
+        return -1;
+    if (w.list)
+        return j < w.count ? w.list[j] : -1;
+    if (a.mask) {
+        uint32_t word = 0;
+        for (int t = lane; t < w.tokens; t += 32)
+            word |= a.mask[(int64_t)(w.r.q_start + w.token0 + t) * a.mask_stride + step] &
+                    bits_below(causal_end(a, w, w.token0 + t) - step * KEYS);
+        word = __reduce_or_sync(0xFFFFFFFFu, word);
+        return word >> lane & 1 ? j : -1;
+    }
+    return j;
+}
+
+/* Keys of a step that a query token sees by mask and causality; lists were looked at on the way. */
+__device__ __forceinline__ uint32_t row_bits(const struct mla_mqa_args &a, const struct work &w,
+                                             int token, int step)
+{
+    uint32_t bits = 0xFFFFFFFFu;
+    if (w.list)
+        return bits;
+    if (a.mask)
+        bits = a.mask[(int64_t)(w.r.q_start + token) * a.mask_stride + step];
+    return bits & bits_below(causal_end(a, w, token) - step * KEYS);
+}
+
+/* Page id of a position, -1 where the tile cannot see it. */
+__device__ __forceinline__ int fetch_page(const struct mla_mqa_args &a, const struct work &w,
+                                          int pos)
+{
+    if (pos < 0 || pos >= w.end)
+        return -1;
+    if (!w.pages)
+        return 0;
+    int column = page_column(&a.cache, pos);
+    return column < a.cache.max_pages ? w.pages[column] : -1;
+}
+
+/* The same for rows that are not 16-byte aligned: rare, so small rather than fast. */
+template <class S, bool PACKED>
+__device__ __forceinline__ void copy_step_unaligned(const struct mla_mqa_cache &c,
+                                                    struct row_place place, uint32_t visible,
+                                                    char *shared, uint32_t smem, int stage)
+{
+    int lane = threadIdx.x % 32, first = threadIdx.x / 32 * 4;
+#pragma unroll 1
+    for (int key = first; key < first + 4; key++) {
+        const char *data = c.data + __shfl_sync(0xFFFFFFFFu, place.data, key);
+        const char *rope = c.rope + __shfl_sync(0xFFFFFFFFu, place.other, key);
+        bool see = visible >> key & 1;
+        int chunks = PACKED ? c.record_bytes / 16 : S::row_bytes / 16;
+#pragma unroll 1
+        for (int chunk = lane; chunk < chunks; chunk += 32) {
+            const char *src = data + 16 * chunk;
+            int to = S::raw_at + key * RAW_PITCH + 16 * chunk;
+            if (!PACKED) {
+                to = stage * S::stage_bytes + key * S::row_bytes + ((chunk ^ (key & 7)) << 4);
+                if (chunk >= MLA_MQA_LATENT / 8)
+                    src = rope + 16 * chunk - 2 * MLA_MQA_LATENT;
+            }
+            copy_unaligned(smem + to, shared + to, src, 16, see, c.align);
+        }
+    }
+}
+
+/* Starts the copy of one step's rows, four keys a warp; rows that are not visible become zeros.
+ * Returns bit k = key k visible to the tile, the same in every warp. */
+template <class S, bool PACKED>
+__device__ __forceinline__ uint32_t copy_step(const struct mla_mqa_args &a, const struct work &w,
+                                              int pos, int page, char *shared, uint32_t smem,
+                                              int stage)
+{
+    const struct mla_mqa_cache &c = a.cache;
+    int lane = threadIdx.x % 32, first = threadIdx.x / 32 * 4;
+    bool ok = page >= 0 && (!w.pages || page < c.num_pages);
+    struct row_place place = {0, 0};
+    if (ok)
+        place = place_row(&c, w.r.kv_start, pos, page);
+    uint32_t visible = __ballot_sync(0xFFFFFFFFu, ok);
+    if (PACKED) {
+        /* Scales from the page footer, behind the record: at most 8-byte aligned for model1. */
+        int key = first + lane % 4;
+        int64_t other = __shfl_sync(0xFFFFFFFFu, place.other, key);
+        int to = S::raw_at + key * RAW_PITCH + c.record_bytes;
+        if (lane < 4 && c.footer_bytes)
+            copy_unaligned(smem + to, shared + to, c.data + other, c.footer_bytes,
+                           visible >> key & 1, min(c.align, 8));
+    }
+    if (c.align != 16) {
+        copy_step_unaligned<S, PACKED>(c, place, visible, shared, smem, stage);
+        return visible;
+    }
+    /* Eight lanes a key; a lane's 16-byte chunks lie 128 bytes apart, in both places. */
+    int key = first + lane / 8, part = lane % 8;
+    uint32_t bytes = visible >> key & 1 ? 16 : 0;
+    const char *src = c.data + __shfl_sync(0xFFFFFFFFu, place.data, key) + 16 * part;
+    if (PACKED) {
+        uint32_t to = smem + S::raw_at + key * RAW_PITCH + 16 * part;
+#pragma unroll
+        for (int i = 0; i < (RAW_PITCH + 127) / 128; i++)
+            if (i * 128 + 16 * part < c.record_bytes)
+                cp_async_cg_16(to + i * 128, src + i * 128, bytes);
+        return visible;
+    }
+    uint32_t to = smem + stage * S::stage_bytes + key * S::row_bytes + ((part ^ (key & 7)) << 4);
+#pragma unroll
+    for (int i = 0; i < MLA_MQA_LATENT / 64; i++)
+        cp_async_cg_16(to + i * 128, src + i * 128, bytes);
+    if (S::row_bytes > 2 * MLA_MQA_LATENT)
+        cp_async_cg_16(to + 2 * MLA_MQA_LATENT,
+                       c.rope + __shfl_sync(0xFFFFFFFFu, place.other, key) + 16 * part, bytes);
+    return visible;
+}
+
+/* Raw records of this warp's four keys to rows of T. */
+template <class S, class T> __device__ __forceinline__ void widen(int format, char *shared)
+{
+    int lane = threadIdx.x % 32, first = threadIdx.x / 32 * 4;
+#pragma unroll
+    for (int k = 0; k < 4; k++) {
+        int key = first + k;
+#pragma unroll
+        for (int h = 0; h < 2; h++) {
+            int chunk = h * 32 + lane;
+            *(uint4 *)(shared + key * S::row_bytes + ((chunk ^ (key & 7)) << 4)) =
+                dequant_chunk<T>(format, shared + S::raw_at + key * RAW_PITCH, chunk);
+        }
+    }
+    if (S::row_bytes > 2 * MLA_MQA_LATENT) {
+        int key = first + lane / 8;
+        *(uint4 *)(shared + key * S::row_bytes + 2 * MLA_MQA_LATENT +
+                   ((lane % 8 ^ (key & 7)) << 4)) =
+            dequant_chunk<T>(format, shared + S::raw_at + key * RAW_PITCH,
+                             MLA_MQA_LATENT / 8 + lane % 8);
+    }
+}
+
+/* ------------------------------------------------------------------- scores */
+
+/* Bytes of the pair of scores p (keys 2p, 2p+1) of a row. The swizzle keeps both the fragments'
+ * writes (8 rows x 4 pairs) and the softmax's reads (whole rows) off each other's banks. */
+template <class S, int ROWS>
+__device__ __forceinline__ int score_at(int slot, int row, int pair)
+{
+    int swizzle = (row & 1) << 3 | (row & 2) << 1;
+    return S::scores_at + (slot * ROWS + row) * (KEYS * 4) + ((pair ^ swizzle) << 3);
+}
+
+/* P of 8 keys (chunk 0 to 3) of a row, 16 bytes, inside the row's first slot. */
+template <class S> __device__ __forceinline__ int weight_at(int row, int chunk)
+{
+    return S::scores_at + row * (KEYS * 4) + ((chunk ^ (row & 7)) << 4);
+}
+
+/* Q of the tile through shared memory into this warp's fragments. */
+template <class S, int ROWS>
+__device__ __forceinline__ void load_q(const struct mla_mqa_args &a, const struct work &w,
+                                       char *shared, uint32_t smem,
+                                       uint32_t q[S::bands][S::q_frags][4])
+{
+    int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+    for (int row = warp; row < ROWS; row += WARPS) {
+        int at = w.row0 + min(row, w.rows - 1);
+        const char *src = a.q + (int64_t)(w.r.q_start + at / a.heads) * a.q_stride[0] +
+                          at % a.heads * a.q_stride[1];
+        for (int chunk = lane; chunk < S::row_bytes / 16; chunk += 32) {
+            int to = row * S::row_bytes + ((chunk ^ (row & 7)) << 4);
+            if (a.q_align == 16)
+                cp_async_cg_16(smem + to, src + 16 * chunk, row < w.rows ? 16 : 0);
+            else
+                copy_unaligned(smem + to, shared + to, src + 16 * chunk, 16, row < w.rows,
+                               a.q_align);
+        }
+    }
+    cp_async_wait_all();
+    __syncthreads();
+    struct place_of_warp<S> at(warp);
+    int row = at.row_group * 16 + lane % 16;
+    int chunk = at.d_group * 2 * S::q_frags + lane / 16;
+#pragma unroll
+    for (int b = 0; b < S::bands; b++)
+#pragma unroll
+        for (int f = 0; f < S::q_frags; f++)
+            ldmatrix_x4(q[b][f], smem + row * S::row_bytes + b * 128 +
+                                     (((chunk + 2 * f) ^ (row & 7)) << 4));
+    __syncthreads();
+}
+
+/* This warp's share of the scores: its 16 rows, n_step of its key tiles from tile n0, its columns of
+ * d. A load brings 16 keys x 16 columns. */
+template <class S, class T>
+__device__ __forceinline__ void partial_scores(uint32_t k_smem, int n0,
+                                               uint32_t q[S::bands][S::q_frags][4],
+                                               float s[S::n_step][4])
+{
+    int lane = threadIdx.x % 32;
+    struct place_of_warp<S> at(threadIdx.x / 32);
+    int key = at.key_group * S::n_tiles * 8 + lane / 16 * 8 + lane % 8;
+    int chunk = at.d_group * 2 * S::q_frags + lane / 8 % 2;
+    uint32_t from = k_smem + key * S::row_bytes + ((chunk ^ lane % 8) << 4);
+#pragma unroll
+    for (int n = 0; n < S::n_step; n++)
+#pragma unroll
+        for (int e = 0; e < 4; e++)
+            s[n][e] = 0;
+#pragma unroll
+    for (int b = 0; b < S::bands; b++)
+#pragma unroll
+        for (int f = 0; f < S::q_frags; f++)
+#pragma unroll
+            for (int n = 0; n < S::n_step; n += 2) {
+                uint32_t k[4];
+                ldmatrix_x4(k, (from ^ f << 5) + (n0 + n) * 8 * S::row_bytes + b * 128);
+                T::mma(s[n], q[b][f], k[0], k[1]);
+                T::mma(s[n + 1], q[b][f], k[2], k[3]);
+            }
+}
+
+/* Partial scores to where the warp that finishes the row will read them. */
+template <class S, int ROWS>
+__device__ __forceinline__ void store_scores(char *shared, int n0, float s[S::n_step][4],
+                                             float own[S::pairs][2])
+{
+    int lane = threadIdx.x % 32;
+    struct place_of_warp<S> at(threadIdx.x / 32);
+    int row = at.row_group * 16 + lane / 4;
+    /* Eight rows on, the swizzle of score_at is the same; key tile n flips address bits 5 and 6. */
+    int to = score_at<S, ROWS>(S::swaps ? 0 : at.d_group, row, lane % 4);
+    if (S::swaps) {
+        bool upper = at.d_group == 1; /* finishes rows 8 to 15 */
+        to += upper ? 0 : 8 * KEYS * 4;
+#pragma unroll
+        for (int n = 0; n < S::n_step; n++) {
+            *(float2 *)(shared + (to ^ n << 5)) =
+                upper ? make_float2(s[n][0], s[n][1]) : make_float2(s[n][2], s[n][3]);
+            own[n % S::pairs][0] = upper ? s[n][2] : s[n][0];
+            own[n % S::pairs][1] = upper ? s[n][3] : s[n][1];
+        }
+        return;
+    }
+#pragma unroll
+    for (int n = 0; n < S::n_step; n++) {
+        int tile = at.key_group * S::n_tiles + n0 + n;
+        *(float2 *)(shared + (to ^ tile << 5)) = make_float2(s[n][0], s[n][1]);
+        *(float2 *)(shared + (to ^ tile << 5) + 8 * KEYS * 4) = make_float2(s[n][2], s[n][3]);
+    }
+}
+
+/* The warps that share rows of scores wait for each other. */
+template <class S> __device__ __forceinline__ void scores_barrier()
+{
+    struct place_of_warp<S> at(threadIdx.x / 32);
+    if (S::row_groups == 1)
+        __syncthreads();
+    else
+        bar_sync(1 + at.row_group, S::d_groups * 32);
+}
+
+/* Running state of the row that this lane helps to finish. */
+struct row_state {
+    float max_log2; /* largest score so far, in log2; -inf = none */
+    float sum;      /* this lane's share of the sum of weights */
+};
+
+/* Adds up the partial scores of this warp's rows, masks, and leaves P and the factor that rescales
+ * what was summed before. bits: the keys that this lane's row sees. Returns whether the factor is
+ * other than 1. */
+template <class S, class T, int ROWS>
+__device__ __forceinline__ bool softmax_step(char *shared, const float own[S::pairs][2],
+                                             uint32_t bits, float scale_log2, struct row_state *st)
+{
+    int lane = threadIdx.x % 32, in_row = lane % S::lanes_row;
+    int row = threadIdx.x / 32 * S::rows_warp + lane / S::lanes_row;
+    float x[S::pairs][2];
+    float top = -INFINITY;
+#pragma unroll
+    for (int j = 0; j < S::pairs; j++) {
+        int pair = j * S::lanes_row + in_row;
+        float2 sum = S::swaps ? make_float2(own[j][0], own[j][1]) : make_float2(0, 0);
+#pragma unroll
+        for (int slot = 0; slot < S::slots; slot++) {
+            float2 v = *(const float2 *)(shared + score_at<S, ROWS>(slot, row, pair));
+            sum.x += v.x;
+            sum.y += v.y;
+        }
+        x[j][0] = bits >> 2 * pair & 1 ? sum.x * scale_log2 : -INFINITY;
+        x[j][1] = bits >> (2 * pair + 1) & 1 ? sum.y * scale_log2 : -INFINITY;
+        top = fmaxf(top, fmaxf(x[j][0], x[j][1]));
+    }
+#pragma unroll
+    for (int offset = S::lanes_row / 2; offset; offset /= 2)
+        top = fmaxf(top, __shfl_xor_sync(0xFFFFFFFFu, top, offset));
+    float before = st->max_log2;
+    st->max_log2 = fmaxf(before, top);
+    /* No key yet: any finite reference gives weights 0. */
+    float reference = st->max_log2 == -INFINITY ? 0 : st->max_log2;
+    float factor = st->max_log2 == before ? 1 : ex2_approx_ftz(before - reference);
+    st->sum *= factor;
+#pragma unroll
+    for (int j = 0; j < S::pairs; j++) {
+        int pair = j * S::lanes_row + in_row;
+        float p0 = ex2_approx_ftz(x[j][0] - reference);
+        float p1 = ex2_approx_ftz(x[j][1] - reference);
+        st->sum += p0 + p1;
+        *(uint32_t *)(shared + weight_at<S>(row, pair / 4) + pair % 4 * 4) = T::pack(p0, p1);
+    }
+    if (in_row == 0)
+        *(float *)(shared + S::rows_at + 4 * row) = factor;
+    return factor != 1;
+}
+
+/* o (all rows, this warp's 64 columns) += P · V. */
+template <class S, class T, int ROWS>
+__device__ __forceinline__ void add_weighted(uint32_t smem, uint32_t k_smem,
+                                             float o[ROWS / 16][OUT_TILES][4])
+{
+    int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+#pragma unroll
+    for (int kk = 0; kk < KEYS / 16; kk++) {
+        uint32_t p[ROWS / 16][4];
+#pragma unroll
+        for (int m = 0; m < ROWS / 16; m++)
+            ldmatrix_x4(p[m], smem + weight_at<S>(m * 16 + lane % 16, kk * 2 + lane / 16));
+        int key = kk * 16 + lane / 8 % 2 * 8 + lane % 8;
+        uint32_t at = k_smem + key * S::row_bytes + warp * 128 + ((lane / 16 ^ lane % 8) << 4);
+#pragma unroll
+        for (int n = 0; n < OUT_TILES; n += 2) {
+            uint32_t v[4];
+            ldmatrix_x4_trans(v, at ^ n << 4);
+#pragma unroll
+            for (int m = 0; m < ROWS / 16; m++) {
+                T::mma(o[m][n], p[m], v[0], v[1]);
+                T::mma(o[m][n + 1], p[m], v[2], v[3]);
+            }
+        }
+    }
+}
+
+/* ------------------------------------------------------------------ results */
+
+__device__ __forceinline__ void store_pair(int dtype, char *out, int64_t at, float x, float y)
+{
+    if (dtype == MLA_F32) {
+        ((float *)out)[at] = x;
+        ((float *)out)[at + 1] = y;
+        return;
+    }
+    uint32_t two = dtype == MLA_BF16 ? cvt_rn_bf16x2_f32(x, y) : cvt_rn_f16x2_f32(x, y);
+    uint16_t *to = (uint16_t *)out + at;
+    if ((uintptr_t)to % 4 == 0) {
+        *(uint32_t *)to = two;
+    } else {
+        to[0] = (uint16_t)two;
+        to[1] = (uint16_t)(two >> 16);
+    }
+}
+
+/* The denominator is 2^reference · sum, plus the sink: its logarithm in lse_log2, and the factor that
+ * makes sums of weighted rows the output. */
+__device__ __forceinline__ float finish_row(float reference, float sum, bool has_sink, float sink,
+                                            float *lse_log2)
+{
+    float sink_log2 = has_sink ? sink * 1.44269504f : -INFINITY;
+    float top = fmaxf(reference, sink_log2);
+    *lse_log2 = top;
+    if (isinf(top)) /* no key and no sink, or a sink that takes everything */
+        return 0;
+    float weight = exp2f(reference - top);
+    float all = sum * weight + exp2f(sink_log2 - top);
+    *lse_log2 = top + log2f(all);
+    return weight / all;
+}
+
+/* lse and max_logits of this lane's row, or its partial values; the output's factor to shared. */
+template <class S>
+__device__ __forceinline__ void store_row(const struct mla_mqa_args &a, const struct work &w,
+                                          char *shared, struct row_state st)
+{
+    int lane = threadIdx.x % 32, row = threadIdx.x / 32 * S::rows_warp + lane / S::lanes_row;
+#pragma unroll
+    for (int offset = S::lanes_row / 2; offset; offset /= 2)
+        st.sum += __shfl_xor_sync(0xFFFFFFFFu, st.sum, offset);
+    if (lane % S::lanes_row != 0)
+        return;
+    float lse_log2, factor;
+    int at = w.row0 + row, head = at % a.heads;
+    if (row >= w.rows) {
+        factor = 0;
+    } else if (w.r.splits > 1) {
+        factor = finish_row(st.max_log2, st.sum, false, 0, &lse_log2);
+        int64_t part = w.r.part_row + (int64_t)w.split * w.r.query_len * a.heads + at;
+        a.part_lse[part] = lse_log2;
+        a.part_max[part] = st.max_log2;
+    } else {
+        int64_t token = w.r.q_start + at / a.heads;
+        factor = finish_row(st.max_log2, st.sum, a.sink != NULL, a.sink ? a.sink[head] : 0,
+                            &lse_log2);
+        if (a.lse)
+            a.lse[token * a.lse_stride[0] + head * a.lse_stride[1]] = lse_log2 * a.lse_unit;
+        if (a.max_logits)
+            a.max_logits[token * a.max_stride[0] + head * a.max_stride[1]] =
+                st.max_log2 * 0.693147181f;
+    }
+    *(float *)(shared + S::rows_at + 4 * row) = factor;
+}
+
+template <class S, int ROWS>
+__device__ __forceinline__ void store_out(const struct mla_mqa_args &a, const struct work &w,
+                                          const char *shared, float o[ROWS / 16][OUT_TILES][4])
+{
+    int lane = threadIdx.x % 32, column = threadIdx.x / 32 * 64 + lane % 4 * 2;
+#pragma unroll
+    for (int m = 0; m < ROWS / 16; m++)
+#pragma unroll
+        for (int half = 0; half < 2; half++) {
+            int row = m * 16 + half * 8 + lane / 4, at = w.row0 + row;
+            float factor = *(const float *)(shared + S::rows_at + 4 * row);
+            if (row >= w.rows)
+                continue;
+            bool split = w.r.splits > 1;
+            int64_t to = (w.r.q_start + at / a.heads) * a.out_stride[0] +
+                         at % a.heads * a.out_stride[1];
+            if (split)
+                to = (w.r.part_row + (int64_t)w.split * w.r.query_len * a.heads + at) *
+                     MLA_MQA_LATENT;
+#pragma unroll
+            for (int n = 0; n < OUT_TILES; n++) {
+                float x = o[m][n][2 * half] * factor, y = o[m][n][2 * half + 1] * factor;
+                if (split)
+                    *(float2 *)(a.part_out + to + column + n * 8) = make_float2(x, y);
+                else
+                    store_pair(a.out_dtype, a.out, to + column + n * 8, x, y);
+            }
+        }
+}
+
+/* ------------------------------------------------------------------- kernel */
+
+template <int ROWS, int ROPE, bool PACKED, class T>
+__global__ void __launch_bounds__(MLA_MQA_THREADS, ROWS == 64 ? 1 : 2)
+    mqa_kernel(const __grid_constant__ struct mla_mqa_args a)
+{
+    typedef tile<ROWS, ROPE, PACKED> S;
+    extern __shared__ __align__(1024) char shared[];
+    uint32_t smem = (uint32_t)__cvta_generic_to_shared(shared);
+    struct work w;
+    find_work<ROWS>(a, (int *)(shared + S::found_at), &w);
+    int steps = (w.count + KEYS - 1) / KEYS;
+    int share = (steps + w.r.splits - 1) / w.r.splits;
+    int step = min(steps, w.split * share), last = min(steps, step + share);
+
+    /* The row whose softmax this lane shares. */
+    int row = min((int)threadIdx.x / 32 * S::rows_warp + (int)threadIdx.x % 32 / S::lanes_row,
+                  w.rows - 1);
+    int row_token = (w.row0 + row) / a.heads;
+
+    uint32_t q[S::bands][S::q_frags][4];
+    load_q<S, ROWS>(a, w, shared, smem, q);
+    float o[ROWS / 16][OUT_TILES][4];
+#pragma unroll
+    for (int m = 0; m < ROWS / 16; m++)
+#pragma unroll
+        for (int n = 0; n < OUT_TILES; n++)
+#pragma unroll
+            for (int e = 0; e < 4; e++)
+                o[m][n][e] = 0;
+    struct row_state state = {-INFINITY, 0};
+
+    /* pos, page: of the step to copy next; ahead: positions of the one after it. */
+    int pos = fetch_position(a, w, step, last);
+    int page = fetch_page(a, w, pos);
+    int ahead = fetch_position(a, w, step + 1, last);
+    uint32_t visible = 0, mask_word = 0;
+    int stage = 0;
+    if (step < last) {
+        visible = copy_step<S, PACKED>(a, w, pos, page, shared, smem, 0);
+        mask_word = row_bits(a, w, row_token, step);
+    }
+    pos = ahead;
+    page = fetch_page(a, w, pos);
+    ahead = fetch_position(a, w, step + 2, last);
+
+    for (; step < last; step++) {
+        uint32_t bits = visible & mask_word;
+        bool any_key = visible != 0;
+        uint32_t k_smem = smem + stage * S::stage_bytes;
+        cp_async_wait_all();
+        __syncthreads(); /* rows of this step are here; the step before is done with K and P */
+        if (PACKED) {
+            if (any_key)
+                widen<S, T>(a.cache.format, shared);
+            __syncthreads(); /* raw records are read, K is whole */
+        }
+        if (step + 1 < last) {
+            if (S::stages == 2)
+                stage ^= 1;
+            visible = copy_step<S, PACKED>(a, w, pos, page, shared, smem, stage);
+            mask_word = row_bits(a, w, row_token, step + 1);
+            pos = ahead;
+            page = fetch_page(a, w, pos);
+            ahead = fetch_position(a, w, step + 3, last);
+        }
+        if (!any_key)
+            continue; /* the whole block agrees */
+        float own[S::pairs][2];
+#pragma unroll
+        for (int n = 0; n < S::n_tiles; n += S::n_step) {
+            float s[S::n_step][4];
+            partial_scores<S, T>(k_smem, n, q, s);
+            store_scores<S, ROWS>(shared, n, s, own);
+        }
+        scores_barrier<S>();
+        bool moved = softmax_step<S, T, ROWS>(shared, own, bits, a.scale_log2, &state);
+        if (__syncthreads_or(moved)) {
+#pragma unroll
+            for (int m = 0; m < ROWS / 16; m++) {
+                const char *at = shared + S::rows_at + (m * 16 + threadIdx.x % 32 / 4) * 4;
+                float low = *(const float *)at, high = *(const float *)(at + 32);
+                if (!__any_sync(0xFFFFFFFFu, low != 1 || high != 1))
+                    continue;
+#pragma unroll
+                for (int n = 0; n < OUT_TILES; n++) {
+                    o[m][n][0] *= low;
+                    o[m][n][1] *= low;
+                    o[m][n][2] *= high;
+                    o[m][n][3] *= high;
+                }
+            }
+        }
+        add_weighted<S, T, ROWS>(smem, k_smem, o);
+    }
+    __syncthreads(); /* the last factors are read */
+    find_work<ROWS>(a, (int *)(shared + S::found_at), &w); /* cheaper than registers in the loop */
+    store_row<S>(a, w, shared, state);
+    __syncthreads();
+    store_out<S, ROWS>(a, w, shared, o);
+}
+
+template <int ROWS, int ROPE, bool PACKED, class T> static struct mla_mqa_tile tile_entry()
+{
+    struct mla_mqa_tile t = {(const void *)mqa_kernel<ROWS, ROPE, PACKED, T>,
+                             tile<ROWS, ROPE, PACKED>::shared_bytes};
+    return t;
+}
+
+template <int ROWS, class T> static struct mla_mqa_tile tile_of_rows(int rope, bool packed)
+{
+    if (rope)
+        return packed ? tile_entry<ROWS, 64, true, T>() : tile_entry<ROWS, 64, false, T>();
+    return packed ? tile_entry<ROWS, 0, true, T>() : tile_entry<ROWS, 0, false, T>();
+}
+
+/* Every tile of one element type. */
+template <class T> static struct mla_mqa_tile tile_of(int rows, int rope, bool packed)
+{
+    return rows == 16   ? tile_of_rows<16, T>(rope, packed)
+           : rows == 32 ? tile_of_rows<32, T>(rope, packed)
+                        : tile_of_rows<64, T>(rope, packed);
+}
+
+#endif

@@ -1,0 +1,41 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Host side of the CUDA backend: checked calls, the context, and the rows of the table. */
+#ifndef MLA_CUDA_DEVICE_H
+#define MLA_CUDA_DEVICE_H
+
+#include "kernel.h"
+
+#include <cuda_runtime_api.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* Leaves "<function>: <call>: <CUDA's name and text>" and returns MLA_ERR_CUDA. */
+mla_status mla_cuda_fail(const char *function, const char *call, cudaError_t error);
+
+/* Every CUDA call goes through this: on failure the calling function returns the status. */
+#define MLA_CUDA(call)                                                                             \
+    do {                                                                                           \
+        cudaError_t error_ = (call);                                                               \
+        if (error_ != cudaSuccess)                                                                 \
+            return mla_cuda_fail(__func__, #call, error_);                                         \
+    } while (0)
+
+/* The thread's current device is saved and the context's made current, and back. A context on the
+ * current device costs one query. */
+mla_status mla_cuda_enter(const mla_context *context, int *before);
+void mla_cuda_leave(const mla_context *context, int before);
+
+mla_status mla_cuda_open(const mla_context_options *options, mla_context *context);
+void mla_cuda_close(mla_context *context);
+mla_status mla_cuda_merge(const mla_context *context, const mla_merge_args *args, void *stream);
+bool mla_cuda_runnable(const struct mla_kernel *kernel);
+
+/* Rows of the table. */
+extern const struct mla_kernel mla_mqa_any; /* any/mqa.c */
+
+#ifdef __cplusplus
+}
+#endif
+#endif
