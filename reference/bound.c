@@ -426,7 +426,7 @@ static void run_batch(struct work *w)
     }
     /* products: to up-project all keys, against the reference's own (fp64 counts twice) */
     double all = (double)w->num_keys * values;
-    bool cached = !w->units->mqa || all < 3e10 || all < 8 * pairs * L || all < 2 * gram;
+    bool cached = !w->units->mqa || all < 2e9 || all < 8 * pairs * L || all < 3 * gram;
     if (w->units->mqa && mla_bound_path)
         cached = mla_bound_path == 1;
     if (cached)

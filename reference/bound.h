@@ -34,6 +34,7 @@ struct mla_bound_row {
 /* Statistics of one output element. */
 struct mla_bound_element {
     double o, e1, e2, g2, probe; /* sum w v, w|v|, w v^2, w^2 g v^2; q-rounding probe */
+    double e2_likely;            /* sum w v^2 where e2 is only a bound of it */
     double v2, scale;            /* sum of v^2 over the keys; largest |v| */
     double wn, olw, ol2;         /* |w_c|, sum |o_l||w_lc|, sum o_l^2 w_lc^2; 0 without w_uv */
     double olatn;                /* |o_lat| */

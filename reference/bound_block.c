@@ -537,6 +537,7 @@ static void heavy_keys(struct block *b, int64_t m, const double *w_uv, double *e
         e[c] = e1 + sqrt(rest * top * more);
         e[dv + c] = e2 + top * more;
         e[2 * dv + c] = g2 + rest_g * more / (double)b->n;
+        e[3 * dv + c] = e2 + rest * more / (double)b->n;
     }
 }
 
@@ -564,7 +565,7 @@ static void finish_head(struct block *b, int64_t h)
         const struct mla_bound_row *row = b->row + m;
         const double *lat = b->o + m * L;
         double olatn = 0;
-        memset(o, 0, (size_t)(7 * dv) * sizeof *o);
+        memset(o, 0, (size_t)(8 * dv) * sizeof *o);
         if (latent)
             for (int64_t l = 0; l < L; l++) {
                 double x = lat[l], a = fabs(x),
@@ -618,6 +619,7 @@ static void finish_head(struct block *b, int64_t h)
             memcpy(e, b->e1 + m * dv, (size_t)dv * sizeof *e);
             memcpy(e + dv, b->e2 + m * dv, (size_t)dv * sizeof *e);
             memcpy(e + 2 * dv, b->g2 + m * dv, (size_t)dv * sizeof *e);
+            memcpy(e + 3 * dv, e + dv, (size_t)dv * sizeof *e);
             memcpy(probe, b->pr + m * dv, (size_t)dv * sizeof *e);
         }
         /* One draw of the q-rounding, relative to the spread of V, averaged over columns. */
@@ -626,10 +628,10 @@ static void finish_head(struct block *b, int64_t h)
             for (int64_t j = 0; j < b->n; j++)
                 pd += b->s[m * b->n + j] > 0 ? b->s[m * b->n + j] * b->dj[m * b->n + j] : 0;
         for (int64_t c = 0; c < dv && b->probe && !row->empty; c++) {
-            double f = row->wmax * (scale ? scale[c] : 1);
-            double err = probe[c] * f - pd * o[c];
+            double f = row->wmax;
+            double err = probe[c] * f * (scale ? scale[c] : 1) - pd * o[c];
             hit += err * err;
-            spread += fmax(0, e[dv + c] * f * (scale ? scale[c] : 1) - o[c] * o[c]);
+            spread += fmax(0, e[3 * dv + c] * f * (scale ? scale[c] * scale[c] : 1) - o[c] * o[c]);
         }
         x.rho2 = spread > 0 ? hit / spread : 0;
         for (int64_t c = 0; c < dv; c++) {
@@ -637,6 +639,7 @@ static void finish_head(struct block *b, int64_t h)
             x.o = o[c];
             x.e1 = e[c] * f * sc * SLACK;
             x.e2 = e[dv + c] * f * sc * sc * SLACK;
+            x.e2_likely = e[3 * dv + c] * f * sc * sc;
             x.g2 = e[2 * dv + c] * f * f * sc * sc;
             x.v2 = v2 ? v2[c] * sc * sc : 0;
             x.scale = scale ? sc : sqrt(x.v2);

@@ -145,7 +145,7 @@ void mla_bound_element(const struct mla_bound_units *u, const struct mla_bound_r
     if (u->latent && ud > 0)
         var += RMS * RMS * ud * ud * row->c2q * e->wn * e->wn / L;
     if (u->mqa && u->latent) {
-        shared = fmax(e->rho2, row->sq * share) * s * s;
+        shared = fmax(e->rho2, row->sq * share) * fmax(0, e->e2_likely - o * o);
         var += RMS * RMS * ul * ul * e->ol2;
         double acc = sqrt(n) * row->cbar + sqrt(L) * e->olatn;
         var += u->ua * u->ua * acc * acc * e->wn * e->wn / L;

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 // labels: fast
-// timeout: 120
+// timeout: 300
 /* mla_reference against the oracle, and the bounds against simulated kernels: H holds for every
  * variant and fill, T and z where they are meant to. Prints the shares that docs/numerics.md quotes. */
 #include <setjmp.h>
@@ -235,7 +235,10 @@ static void bounds_hold(void **state)
                                              .out = settings[s].out};
                 mla_rounding rounding = mla_simulated_rounding(&c.problem, &sim);
                 struct reference r;
+                /* Both ways to statistics of V take turns; only MQA routes have two. */
+                mla_bound_path = 1 + (int)(f & 1);
                 assert_int_equal(reference(&c, &rounding, NULL, 0, &r), MLA_OK);
+                mla_bound_path = 0;
                 for (size_t v = 0; v < sizeof variants / sizeof *variants; v++) {
                     sim.block = variants[v].block;
                     sim.order = variants[v].order;
@@ -257,10 +260,107 @@ static void bounds_hold(void **state)
     assert_int_equal(broken, 0);
 }
 
+/* A Gram matrix instead of every key's v: H no smaller, T and sigma about the same. */
+static void gram_agrees(void **state)
+{
+    (void)state;
+    static const char *const kinds[] = {"normal", "diffuse", "large", "peaky"};
+    for (int f = 0; f < 4; f++) {
+        char text[512];
+        snprintf(text, sizeof text, "%s fill=%s seed=5", settings[0].text, kinds[f]);
+        struct mla_case c;
+        struct reference a, b;
+        make(&c, text);
+        mla_rounding rounding =
+            mla_rounding_of(&c.problem, MLA_BACKEND_CUDA, MLA_PRECISION_FP32, 0, MLA_BF16);
+        mla_bound_path = 1;
+        assert_int_equal(reference(&c, &rounding, NULL, 0, &a), MLA_OK);
+        mla_bound_path = 2;
+        assert_int_equal(reference(&c, &rounding, NULL, 0, &b), MLA_OK);
+        mla_bound_path = 0;
+        double t = 0, sigma = 0;
+        int64_t n = a.T * a.H * a.d;
+        for (int64_t i = 0; i < n; i++) {
+            assert_true(close_to(a.out[i], b.out[i], 10));
+            assert_true(b.hard[i] >= a.hard[i] * (1 - 1e-3));
+            t += b.stat[i] / a.stat[i] / (double)n;
+            sigma += b.sigma[i] / a.sigma[i] / (double)n;
+        }
+        assert_true(t > 0.9 && t < 1.1 && sigma > 0.9 && sigma < 1.1);
+        reference_free(&a);
+        reference_free(&b);
+        mla_case_free(&c);
+    }
+}
+
+/* A sample of rows gives what all rows give, and threads change no bit. */
+static void samples_and_threads(void **state)
+{
+    (void)state;
+    for (size_t s = 0; s < sizeof shapes / sizeof *shapes; s++) {
+        struct mla_case c;
+        struct reference all, some;
+        make(&c, shapes[s]);
+        mla_rounding rounding =
+            mla_rounding_of(&c.problem, MLA_BACKEND_CUDA, MLA_PRECISION_FP32, 0, MLA_BF16);
+        assert_int_equal(reference(&c, &rounding, NULL, 0, &all), MLA_OK);
+        int64_t rows[2] = {0, mla_total_q(&c.problem) - 1}, d = all.H * all.d;
+        assert_int_equal(reference(&c, &rounding, rows, 2, &some), MLA_OK);
+        for (int i = 0; i < 2; i++)
+            for (int64_t x = 0; x < d; x++) {
+                assert_true(close_to(some.out[i * d + x], all.out[rows[i] * d + x], 10));
+                double ratio = some.hard[i * d + x] / all.hard[rows[i] * d + x];
+                assert_true(ratio > 0.9 && ratio < 1.1);
+            }
+        reference_free(&some);
+        struct mla_context one = {.backend = MLA_BACKEND_CPU, .threads = 1};
+        mla_reference_args args = {.out = malloc((size_t)(all.T * d) * sizeof(double))};
+        struct reference again;
+        assert_int_equal(reference(&c, NULL, NULL, 0, &again), MLA_OK);
+        assert_int_equal(mla_reference(&one, &c.problem, &c.tensors, &args), MLA_OK);
+        assert_memory_equal(args.out, again.out, (size_t)(all.T * d) * sizeof(double));
+        free(args.out);
+        reference_free(&again);
+        reference_free(&all);
+        mla_case_free(&c);
+    }
+}
+
+static void bad_arguments(void **state)
+{
+    (void)state;
+    struct mla_case c;
+    make(&c, shapes[0]);
+    double out[8000];
+    mla_reference_args args = {.out = out};
+    int64_t falling[2] = {3, 3}, past[1] = {10};
+    assert_int_equal(mla_reference(NULL, &c.problem, &c.tensors, &args), MLA_ERR_ARGUMENT);
+    assert_int_equal(mla_reference(&cpu, NULL, &c.tensors, &args), MLA_ERR_ARGUMENT);
+    assert_int_equal(mla_reference(&cpu, &c.problem, NULL, &args), MLA_ERR_ARGUMENT);
+    assert_int_equal(mla_reference(&cpu, &c.problem, &c.tensors, NULL), MLA_ERR_ARGUMENT);
+    args.rows = falling;
+    args.num_rows = 2;
+    assert_int_equal(mla_reference(&cpu, &c.problem, &c.tensors, &args), MLA_ERR_ARGUMENT);
+    assert_non_null(strstr(mla_last_error(), "rows[1]"));
+    args.rows = past;
+    args.num_rows = 1;
+    assert_int_equal(mla_reference(&cpu, &c.problem, &c.tensors, &args), MLA_ERR_ARGUMENT);
+    args.num_rows = -1;
+    assert_int_equal(mla_reference(&cpu, &c.problem, &c.tensors, &args), MLA_ERR_ARGUMENT);
+    args = (mla_reference_args){.hard = out};
+    assert_int_equal(mla_reference(&cpu, &c.problem, &c.tensors, &args), MLA_ERR_ARGUMENT);
+    mla_tensors t = c.tensors;
+    t.q_nope.data = NULL;
+    args = (mla_reference_args){.out = out};
+    assert_int_equal(mla_reference(&cpu, &c.problem, &t, &args), MLA_ERR_ARGUMENT);
+    mla_case_free(&c);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(agrees_with_oracle),
+        cmocka_unit_test(agrees_with_oracle), cmocka_unit_test(samples_and_threads),
+        cmocka_unit_test(bad_arguments),      cmocka_unit_test(gram_agrees),
         cmocka_unit_test(bounds_hold),
     };
     return cmocka_run_group_tests_name("bound", tests, NULL, NULL);

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 // labels: fast
-// timeout: 120
+// timeout: 300
 /* The verdict: right results of the CPU backend pass on every route, spoilt ones fail, and the report
  * says where and how. With --show, prints the reports. */
 #include <setjmp.h>
