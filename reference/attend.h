@@ -31,17 +31,21 @@ struct mla_attend {
     bool mqa;    /* absorbed: one kv head, v = the first d_v values of k */
     bool bits;   /* visibility bits are built for each pass */
     int threads;
-    int64_t d_k, d_v;        /* widths inside the attention */
-    int64_t d_row;           /* width of a key straight from the tensors */
-    int64_t kv_heads, ratio; /* ratio query heads share a kv head */
-    int64_t slots;           /* kv heads computed together */
-    int64_t pass;            /* query rows computed together */
-    int64_t block;           /* score rows (query, head) of one task */
-    int64_t chunk;           /* keys loaded together; a multiple of 32 */
-    int64_t splits;          /* parts of a chunk that tasks take separately, merged at the end */
-    int64_t ld_score;        /* row length of the score buffer */
-    int64_t words;           /* of one row of bits */
-    int64_t total_rows;      /* sparse: query rows of all requests */
+    int64_t d_k, d_v;                  /* widths inside the attention */
+    int64_t d_row;                     /* width of a key straight from the tensors */
+    int64_t kv_heads, ratio;           /* ratio query heads share a kv head */
+    const struct mla_panel_ops *panel; /* NULL: products by BLAS */
+    int64_t row_step;   /* score rows from one query to the next: ratio, or more in panels */
+    int64_t rows;       /* score rows of a slot and split in the buffers */
+    int64_t slots;      /* kv heads computed together */
+    int64_t pass;       /* query rows computed together */
+    int64_t block;      /* score rows (query, head) of one task */
+    int64_t chunk;      /* keys loaded together; a multiple of 32 */
+    int64_t tile;       /* panels: keys of one step, a multiple of 32 */
+    int64_t splits;     /* parts of a chunk that tasks take separately, merged at the end */
+    int64_t ld_score;   /* row length of the score buffer */
+    int64_t words;      /* of one row of bits */
+    int64_t total_rows; /* sparse: query rows of all requests */
     size_t latent, key, value, weight, query, out, state, bits_at, flags;
     size_t slab, slab_bytes; /* one a thread; within it: */
     size_t slab_score, slab_words, slab_row, slab_mat;
@@ -50,6 +54,8 @@ struct mla_attend {
 };
 
 mla_status mla_attend_prepare(struct mla_job *job);
+mla_status mla_attend_prepare_panels(struct mla_job *job);
+bool mla_attend_supports_panels(const struct mla_job *job, char *why, size_t bytes);
 void mla_attend_release(struct mla_job *job);
 mla_status mla_attend_run(const struct mla_job *job, const mla_tensors *tensors, void *workspace,
                           void *stream);

@@ -24,6 +24,7 @@
  *   each thread           block·C scores; sparse: C·d_k keys; latent MQA: a head's w_uk or w_uv
  * P falls until that fits the limit. Only the bits grow with seq_len_kv, and only linearly. */
 #include "reference/attend.h"
+#include "reference/panel.h"
 
 #include "common/format.h"
 #include "common/status.h"
@@ -31,6 +32,7 @@
 #include <cblas.h>
 #include <math.h>
 #include <omp.h>
+#include <stdio.h>
 #include <string.h>
 
 enum {
@@ -39,12 +41,69 @@ enum {
     BLOCK = 128,      /* score rows of a task: what OpenBLAS packs stays in L2 */
     CHUNK_MHA = 1024,
     CHUNK_MQA = 512,
+    TILE_MHA = 256, /* keys that a panel meets at once: K and V of a tile stay in L2 */
+    TILE_MQA = 64,
+    CHUNK_PANELS = 2048,
     PASS_ROWS = 4096, /* score rows of a kv head in one pass */
     SPLIT_KEYS = 256  /* least keys of a split */
 };
 
 enum { KEY_HIDDEN = 1, KEY_NOT_FINITE = 2 }; /* flags of a key in a chunk */
 
+static int64_t least(int64_t a, int64_t b)
+{
+    return a < b ? a : b;
+}
+
+static int64_t most(int64_t a, int64_t b)
+{
+    return a > b ? a : b;
+}
+
+/* The next entries of a list that name keys below end, at most `room`; *e moves past them. */
+static int64_t take_entries(const int32_t *list, int64_t *e, int64_t length, int64_t end,
+                            int64_t room, int32_t *index)
+{
+    int64_t keys = 0;
+    for (; *e < length && keys < room; ++*e)
+        if (list[*e] >= 0 && list[*e] < end)
+            index[keys++] = list[*e];
+    return keys;
+}
+
+/* Starts fetching the cache rows that the next entries of a list name: they lie anywhere, and a row is
+ * too short for the hardware to notice. Only a hint: what is skipped here is loaded all the same. */
+static void prefetch_entries(const mla_problem *p, const mla_tensors *t,
+                             const struct mla_request *r, const int32_t *list, int64_t count,
+                             int64_t end)
+{
+    int64_t L = p->kv_lora_rank, dr = p->qk_rope_dim;
+    bool packed = mla_cache_is_packed(p->cache_format);
+    int64_t unit = packed ? 1 : (int64_t)mla_dtype_bytes(mla_cache_dtype(p->cache_format));
+    int64_t bytes = (int64_t)mla_cache_row_bytes(p->cache_format, L, dr);
+    int64_t width = packed ? bytes : L + dr;
+    for (int64_t e = 0; e < count; e++) {
+        int64_t j = list[e], at;
+        if (j < 0 || j >= end)
+            continue;
+        const char *base = t->kv_cache.data;
+        if (p->page_size == 0) {
+            base = t->kv_c.data;
+            at = mla_offset(&t->kv_c, 1, L, r->kv_start + j, 0) * unit;
+        } else {
+            const int32_t *pages = t->page_table.data;
+            int64_t id =
+                pages[mla_offset(&t->page_table, 1, p->max_pages, r->index, 0) + j / p->page_size];
+            if (id < 0 || id >= p->num_pages)
+                continue;
+            at = mla_offset(&t->kv_cache, p->page_size, width, id, j % p->page_size) * unit;
+        }
+        for (int64_t b = 0; b < bytes; b += 64)
+            __builtin_prefetch(base + at + b, 0, 2);
+    }
+}
+
+#define HAS_PANELS 1
 #define REAL float
 #define NAME(x) x##_f32
 #define GEMM cblas_sgemm
@@ -60,6 +119,7 @@ enum { KEY_HIDDEN = 1, KEY_NOT_FINITE = 2 }; /* flags of a key in a chunk */
 #undef STORE
 #undef ROWS
 #undef EXP
+#undef HAS_PANELS
 
 #define REAL double
 #define NAME(x) x##_f64
@@ -69,16 +129,6 @@ enum { KEY_HIDDEN = 1, KEY_NOT_FINITE = 2 }; /* flags of a key in a chunk */
 #define ROWS mla_cache_rows_f64
 #define EXP exp
 #include "attend_tmpl.c"
-
-static int64_t least(int64_t a, int64_t b)
-{
-    return a < b ? a : b;
-}
-
-static int64_t most(int64_t a, int64_t b)
-{
-    return a > b ? a : b;
-}
 
 /* Reserves bytes at a multiple of 256 and returns their offset. */
 static size_t reserve(size_t *total, int64_t count, size_t bytes)
@@ -94,7 +144,10 @@ static void lay_out(struct mla_attend *a, const mla_problem *p, size_t elem)
 {
     bool latent = p->form == MLA_FORM_LATENT;
     int64_t L = p->kv_lora_rank, dn = p->qk_nope_dim, dv = p->v_dim, dr = p->qk_rope_dim;
-    int64_t rows = a->slots * a->pass * a->ratio, states = rows * a->splits;
+    a->rows = a->pass * a->row_step;
+    if (a->panel)
+        a->rows = (a->rows + MLA_PANEL - 1) / MLA_PANEL * MLA_PANEL;
+    int64_t rows = a->slots * a->rows, states = rows * a->splits;
     a->total = 256;
     a->latent = a->key = a->value = a->weight = a->bits_at = a->flags = 0;
     a->query = reserve(&a->total, rows * a->d_k, elem);
@@ -116,7 +169,10 @@ static void lay_out(struct mla_attend *a, const mla_problem *p, size_t elem)
     int64_t mat = a->mqa && latent ? most(dn, dv) * (L + STAGED_ROWS) : 0;
     if (a->sparse)
         mat = most(mat, a->chunk * a->d_k);
-    a->slab_score = reserve(&slab, a->block * a->ld_score, elem);
+    int64_t scores = a->block * a->ld_score;
+    if (a->panel)
+        scores = MLA_PANEL * (a->tile + most(a->d_k, a->d_v));
+    a->slab_score = reserve(&slab, scores, elem);
     a->slab_words = reserve(&slab, a->chunk / 32, sizeof(uint32_t));
     a->slab_row = reserve(&slab, most((a->d_row + a->d_v) * (int64_t)elem, a->chunk * 5), 1);
     a->slab_mat = reserve(&slab, mat, elem);
@@ -124,7 +180,7 @@ static void lay_out(struct mla_attend *a, const mla_problem *p, size_t elem)
     a->slab = reserve(&a->total, a->threads, slab);
 }
 
-mla_status mla_attend_prepare(struct mla_job *job)
+static mla_status prepare(struct mla_job *job, const struct mla_panel_ops *panel)
 {
     const mla_problem *p = job->problem;
     struct mla_attend *a = mla_alloc(1, sizeof *a);
@@ -144,11 +200,15 @@ mla_status mla_attend_prepare(struct mla_job *job)
     a->mqa = a->sparse || job->route == MLA_ROUTE_DENSE_MQA;
     a->bits = !a->sparse && (p->has_mask || (p->topk > 0 && !job->ignore_lists));
     a->threads = job->context->threads;
+    a->panel = panel;
     a->d_k = a->mqa ? p->kv_lora_rank + p->qk_rope_dim : p->qk_nope_dim + p->qk_rope_dim;
     a->d_v = a->mqa ? p->kv_lora_rank : p->v_dim;
     a->d_row = most(a->d_k, expanded ? 0 : p->kv_lora_rank + p->qk_rope_dim);
     a->kv_heads = a->mqa ? 1 : expanded ? p->heads_kv : p->heads_q;
     a->ratio = p->heads_q / a->kv_heads;
+    a->row_step = a->ratio;
+    if (a->sparse && panel)
+        a->row_step = (a->ratio + MLA_PANEL - 1) / MLA_PANEL * MLA_PANEL;
     a->words = (longest_kv + 31) / 32;
     a->total_rows = total_q;
     if (a->sparse) {
@@ -164,7 +224,13 @@ mla_status mla_attend_prepare(struct mla_job *job)
 
     int64_t keys = a->sparse ? p->topk : longest_kv;
     int64_t rows = a->sparse ? most(total_q, 1) : longest_q;
-    a->chunk = least((a->mqa ? CHUNK_MQA : CHUNK_MHA) * grow / 2, (keys + 31) / 32 * 32);
+    int64_t chunk = a->mqa ? CHUNK_MQA : CHUNK_MHA;
+    if (panel) {
+        a->tile = a->mqa ? TILE_MQA : TILE_MHA;
+        chunk = a->sparse ? a->tile : CHUNK_PANELS;
+    }
+    a->chunk = least(chunk * grow / 2, (keys + 31) / 32 * 32);
+    a->tile = least(a->tile, a->chunk);
     a->pass = least(rows, most(PASS_ROWS / a->ratio, 1));
     a->block = least(BLOCK, a->sparse ? a->ratio : a->pass * a->ratio);
     a->splits = a->slots = 1;
@@ -194,6 +260,27 @@ mla_status mla_attend_prepare(struct mla_job *job)
     job->workspace_bytes = a->total;
     job->data = a;
     return MLA_OK;
+}
+
+mla_status mla_attend_prepare(struct mla_job *job)
+{
+    return prepare(job, NULL);
+}
+
+mla_status mla_attend_prepare_panels(struct mla_job *job)
+{
+    return prepare(job, mla_panel_ops());
+}
+
+bool mla_attend_supports_panels(const struct mla_job *job, char *why, size_t bytes)
+{
+    if (!mla_panel_ops())
+        snprintf(why, bytes, "the processor lacks AVX2 or FMA");
+    else if (job->precision != MLA_PRECISION_FP32)
+        snprintf(why, bytes, "precision fp64, want fp32");
+    else
+        return true;
+    return false;
 }
 
 void mla_attend_release(struct mla_job *job)

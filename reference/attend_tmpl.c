@@ -34,7 +34,7 @@ static char *NAME(slab)(const struct NAME(pass) * s)
 /* Row of the state: query i of the pass, slot, split, head g of the slot. */
 static int64_t NAME(state_row)(const struct mla_attend *a, int64_t slot, int64_t split, int64_t rho)
 {
-    return (slot * a->splits + split) * a->pass * a->ratio + rho;
+    return (slot * a->splits + split) * a->rows + rho;
 }
 
 /* Query row of the batch for query i of the pass, and its request. */
@@ -83,7 +83,7 @@ static void NAME(absorb_head)(const struct NAME(pass) * s, int64_t head)
     const mla_problem *p = s->p;
     const struct mla_attend *a = s->a;
     int64_t L = p->kv_lora_rank, dn = p->qk_nope_dim, dr = p->qk_rope_dim;
-    int64_t ld = p->heads_q * a->d_k;
+    int64_t ld = a->row_step * a->d_k;
     REAL *w = (REAL *)(NAME(slab)(s) + a->slab_mat), *staged = w + dn * L;
     REAL *q = NAME(at)(s, a->query) + head * a->d_k;
     const struct mla_request *r;
@@ -111,7 +111,7 @@ static void NAME(load_query)(const struct NAME(pass) * s, int64_t slot, int64_t 
     int64_t token = NAME(token)(s, i, &r, NULL), dn = p->qk_nope_dim, dr = p->qk_rope_dim;
     for (int64_t g = 0; g < a->ratio; g++) {
         int64_t head = (s->head_kv + slot) * a->ratio + g;
-        REAL *q = NAME(at)(s, a->query) + (slot * a->pass * a->ratio + i * a->ratio + g) * a->d_k;
+        REAL *q = NAME(at)(s, a->query) + (slot * a->rows + i * a->row_step + g) * a->d_k;
         if (p->form == MLA_FORM_LATENT) {
             NAME(load_row)(&s->t->q_nope, p->q_dtype, token, p->heads_q, head, dn, q);
             if (dr > 0)
@@ -122,11 +122,25 @@ static void NAME(load_query)(const struct NAME(pass) * s, int64_t slot, int64_t 
     }
 }
 
+#ifdef HAS_PANELS
+#include "attend_layout_tmpl.c"
+#else
+static void NAME(pack_panels)(const struct NAME(pass) * s)
+{
+    (void)s;
+}
+
+static void NAME(unpack_panels)(const struct NAME(pass) * s)
+{
+    (void)s;
+}
+#endif
+
 /* All queries of the pass, and an empty state for their rows. */
 static void NAME(load_queries)(const struct NAME(pass) * s)
 {
     const struct mla_attend *a = s->a;
-    int64_t rows = a->pass * a->ratio;
+
     REAL *state = NAME(at)(s, a->state), *out = NAME(at)(s, a->out);
     if (a->mqa && s->p->form == MLA_FORM_LATENT) {
 #pragma omp for schedule(static) nowait
@@ -139,13 +153,14 @@ static void NAME(load_queries)(const struct NAME(pass) * s)
     }
 #pragma omp for schedule(static)
     for (int64_t item = 0; item < s->num_slots * a->splits * s->count; item++) {
-        int64_t row = item / s->count * rows + item % s->count * a->ratio;
+        int64_t row = item / s->count * a->rows + item % s->count * a->row_step;
         for (int64_t g = 0; g < a->ratio; g++) {
             state[2 * (row + g)] = -(REAL)INFINITY;
             state[2 * (row + g) + 1] = 0;
         }
         memset(out + row * a->d_v, 0, (size_t)(a->ratio * a->d_v) * sizeof *out);
     }
+    NAME(pack_panels)(s);
 }
 
 /* --------------------------------------------------------------------- rows */
@@ -197,7 +212,7 @@ static void NAME(finish_row)(const struct NAME(pass) * s, int64_t slot, int64_t 
     const struct mla_attend *a = s->a;
     const struct mla_request *r;
     int64_t token = NAME(token)(s, i, &r, NULL), head = (s->head_kv + slot) * a->ratio + g;
-    int64_t row = NAME(state_row)(a, slot, 0, i * a->ratio + g), step = a->pass * a->ratio;
+    int64_t row = NAME(state_row)(a, slot, 0, i * a->row_step + g), step = a->rows;
     REAL *state = NAME(at)(s, a->state) + 2 * row, *o = NAME(at)(s, a->out) + row * a->d_v;
 
     double max = -INFINITY, sum = 0;
@@ -252,7 +267,7 @@ static void NAME(project_head)(const struct NAME(pass) * s, int64_t head)
 {
     const mla_problem *p = s->p;
     const struct mla_attend *a = s->a;
-    int64_t L = p->kv_lora_rank, dv = p->v_dim, ld = p->heads_q * L;
+    int64_t L = p->kv_lora_rank, dv = p->v_dim, ld = a->row_step * L;
     REAL *w = (REAL *)(NAME(slab)(s) + a->slab_mat), *staged = w + L * dv;
     const REAL *o = NAME(at)(s, a->out) + head * L;
     const struct mla_request *r;
@@ -272,6 +287,7 @@ static void NAME(project_head)(const struct NAME(pass) * s, int64_t head)
 static void NAME(finish)(const struct NAME(pass) * s)
 {
     const struct mla_attend *a = s->a;
+    NAME(unpack_panels)(s);
 #pragma omp for schedule(static)
     for (int64_t item = 0; item < s->num_slots * s->count; item++)
         for (int64_t g = 0; g < a->ratio; g++)
@@ -392,6 +408,39 @@ static void NAME(load_chunk)(const struct NAME(pass) * s, int64_t c0, int64_t co
 
 /* -------------------------------------------------------------------- dense */
 
+/* Shortens keys [k0, k1) of chunk c0 to what queries i0 to i1 of the pass may see between them:
+ * nothing past the last one's causal end, nor outside the words in which a query sees a key.
+ * Returns false if nothing is left. */
+static bool NAME(trim_keys)(const struct NAME(pass) * s, int64_t c0, int64_t i0, int64_t i1,
+                            int64_t *k0, int64_t *k1)
+{
+    const struct mla_attend *a = s->a;
+    const uint32_t *bits = (const uint32_t *)(s->ws + a->bits_at);
+    int64_t end = mla_causal_end(s->p, s->r, s->first + i1, s->n) - c0;
+    *k1 = end < *k1 ? end : *k1;
+    if (*k1 <= *k0)
+        return false;
+    if (!a->bits)
+        return true;
+    int64_t low = (c0 + *k1 + 31) / 32, high = -1;
+    for (int64_t i = i0; i <= i1; i++) {
+        const uint32_t *row = bits + i * a->words;
+        int64_t w = (c0 + *k0) / 32;
+        while (w < low && row[w] == 0)
+            w++;
+        low = w < low ? w : low;
+        w = (c0 + *k1 - 1) / 32;
+        while (w > high && w >= low && row[w] == 0)
+            w--;
+        high = w > high ? w : high;
+    }
+    if (high < low)
+        return false;
+    *k0 = 32 * low - c0;
+    *k1 = 32 * (high + 1) - c0 < *k1 ? 32 * (high + 1) - c0 : *k1;
+    return true;
+}
+
 /* One task: score rows [rho0, rho1) of a slot against keys [k0, k1) of chunk c0. */
 static void NAME(attend_block)(const struct NAME(pass) * s, int64_t c0, int64_t slot, int64_t split,
                                int64_t rho0, int64_t rho1, int64_t k0, int64_t k1)
@@ -401,31 +450,10 @@ static void NAME(attend_block)(const struct NAME(pass) * s, int64_t c0, int64_t 
     const uint32_t *bits = (const uint32_t *)(s->ws + a->bits_at);
     uint32_t *words = (uint32_t *)(slab + a->slab_words);
     int64_t i0 = rho0 / a->ratio, i1 = (rho1 - 1) / a->ratio, rows = rho1 - rho0;
-    /* Nothing past what the last query may see, nor outside the words in which a query sees one. */
-    int64_t end = mla_causal_end(s->p, s->r, s->first + i1, s->n) - c0;
-    k1 = end < k1 ? end : k1;
-    if (k1 <= k0)
+    if (!NAME(trim_keys)(s, c0, i0, i1, &k0, &k1))
         return;
-    if (a->bits) {
-        int64_t low = (c0 + k1 + 31) / 32, high = -1;
-        for (int64_t i = i0; i <= i1; i++) {
-            const uint32_t *row = bits + i * a->words;
-            int64_t w = (c0 + k0) / 32, last = (c0 + k1 - 1) / 32;
-            while (w < low && row[w] == 0)
-                w++;
-            low = w < low ? w : low;
-            w = last;
-            while (w > high && w >= low && row[w] == 0)
-                w--;
-            high = w > high ? w : high;
-        }
-        if (high < low)
-            return;
-        k0 = 32 * low - c0;
-        k1 = 32 * (high + 1) - c0 < k1 ? 32 * (high + 1) - c0 : k1;
-    }
     int64_t keys = k1 - k0, ld = a->ld_score;
-    const REAL *q = NAME(at)(s, a->query) + (slot * a->pass * a->ratio + rho0) * a->d_k;
+    const REAL *q = NAME(at)(s, a->query) + (slot * a->rows + rho0) * a->d_k;
     const REAL *key = NAME(at)(s, a->key) + (slot * a->chunk + k0) * a->d_k;
     const REAL *value = a->mqa ? key : NAME(at)(s, a->value) + (slot * a->chunk + k0) * a->d_v;
     const uint8_t *flags = (const uint8_t *)s->ws + a->flags + slot * a->chunk + k0;
@@ -512,6 +540,10 @@ static void NAME(build_bits)(const struct NAME(pass) * s, int64_t i)
             row[list[e] / 32] |= 1u << (list[e] % 32);
 }
 
+#ifdef HAS_PANELS
+#include "attend_panel_tmpl.c"
+#endif
+
 static void NAME(dense_pass)(struct NAME(pass) * s)
 {
     const mla_problem *p = s->p;
@@ -546,9 +578,15 @@ static void NAME(dense_pass)(struct NAME(pass) * s)
                 int64_t block = blocks - 1 - item / a->splits % blocks; /* longest rows first */
                 int64_t rho0 = block * a->block;
                 int64_t rho1 = rho0 + a->block < rows ? rho0 + a->block : rows;
-                NAME(attend_block)
-                (s, c0, item / a->splits / blocks, split, rho0, rho1, k0,
-                 k0 + part < count ? k0 + part : count);
+                int64_t slot = item / a->splits / blocks,
+                        k1 = k0 + part < count ? k0 + part : count;
+#ifdef HAS_PANELS
+                if (a->panel) {
+                    attend_block_panels(s, c0, slot, split, rho0, rho1, k0, k1);
+                    continue;
+                }
+#endif
+                NAME(attend_block)(s, c0, slot, split, rho0, rho1, k0, k1);
             }
         }
         NAME(finish)(s);
@@ -573,14 +611,11 @@ static void NAME(attend_list)(const struct NAME(pass) * s, int64_t i, int64_t he
     int32_t *index = (int32_t *)(slab + a->slab_row);
     uint8_t *valid = (uint8_t *)(index + a->chunk);
     uint32_t *words = (uint32_t *)(slab + a->slab_words);
-    int64_t row = NAME(state_row)(a, 0, 0, i * a->ratio + head0);
+    int64_t row = NAME(state_row)(a, 0, 0, i * a->row_step + head0);
     const REAL *q = NAME(at)(s, a->query) + row * a->d_k;
     REAL *state = NAME(at)(s, a->state) + 2 * row, *o = NAME(at)(s, a->out) + row * a->d_v;
     for (int64_t e = 0; e < length;) {
-        int64_t keys = 0;
-        for (; e < length && keys < a->chunk; e++)
-            if (list[e] >= 0 && list[e] < end)
-                index[keys++] = list[e];
+        int64_t keys = take_entries(list, &e, length, end, a->chunk, index);
         if (keys == 0)
             break;
         ROWS(p, s->t, r, n, index, 0, keys, key, a->d_k, valid);
@@ -612,6 +647,12 @@ static void NAME(sparse_pass)(struct NAME(pass) * s)
     for (int64_t item = 0; item < s->count * blocks; item++) {
         int64_t head0 = item % blocks * a->block;
         int64_t head1 = head0 + a->block < a->ratio ? head0 + a->block : a->ratio;
+#ifdef HAS_PANELS
+        if (a->panel) {
+            attend_list_panels(s, item / blocks, head0, head1);
+            continue;
+        }
+#endif
         NAME(attend_list)(s, item / blocks, head0, head1);
     }
     NAME(finish)(s);

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* The CPU backend: its kernel rows, its context and the oracle as a kernel. */
 #include "reference/attend.h"
+#include "reference/panel.h"
 
 #include "common/format.h"
 #include "common/status.h"
@@ -76,14 +77,22 @@ static mla_status naive_run(const struct mla_job *job, const mla_tensors *tensor
         .prepare = mla_attend_prepare, .release = mla_attend_release, .run = mla_attend_run        \
     }
 
-static const struct mla_kernel dense_mha =
-    ROW("dense_mha_cpu", MLA_BIT(MLA_ROUTE_DENSE_MHA), MHA_FORMS);
-static const struct mla_kernel masked_mha =
-    ROW("masked_mha_cpu", MLA_BIT(MLA_ROUTE_MASKED_MHA), MHA_FORMS);
-static const struct mla_kernel sparse_mqa =
-    ROW("sparse_mqa_cpu", MLA_BIT(MLA_ROUTE_SPARSE_MQA), MQA_FORMS);
-static const struct mla_kernel dense_mqa =
-    ROW("dense_mqa_cpu", MLA_BIT(MLA_ROUTE_DENSE_MQA), MQA_FORMS);
+#define ROW_AVX2(label, route_bits, form_bits)                                                     \
+    {                                                                                              \
+        .name = label, .backend = MLA_BACKEND_CPU, .architecture = "cpu avx2",                     \
+        .proof = MLA_PROOF_CPU, .routes = route_bits, .forms = form_bits, .formats = ALL_FORMATS,  \
+        .supports = mla_attend_supports_panels, .prepare = mla_attend_prepare_panels,              \
+        .release = mla_attend_release, .run = mla_attend_run                                       \
+    }
+
+#define EACH_ROUTE(row, label)                                                                     \
+    row("dense_mha_" label, MLA_BIT(MLA_ROUTE_DENSE_MHA), MHA_FORMS),                              \
+        row("masked_mha_" label, MLA_BIT(MLA_ROUTE_MASKED_MHA), MHA_FORMS),                        \
+        row("sparse_mqa_" label, MLA_BIT(MLA_ROUTE_SPARSE_MQA), MQA_FORMS),                        \
+        row("dense_mqa_" label, MLA_BIT(MLA_ROUTE_DENSE_MQA), MQA_FORMS)
+
+/* Panels where the processor and the precision allow them, BLAS everywhere. */
+static const struct mla_kernel rows[] = {EACH_ROUTE(ROW_AVX2, "avx2"), EACH_ROUTE(ROW, "cpu")};
 
 /* Last: a row above takes every shape, so this one runs only when it is named. fp64 always. */
 static const struct mla_kernel naive = {
@@ -99,8 +108,8 @@ static const struct mla_kernel naive = {
     .run = naive_run,
 };
 
-static const struct mla_kernel *const kernels[] = {&dense_mha, &masked_mha, &sparse_mqa,
-                                                   &dense_mqa, &naive,      NULL};
+static const struct mla_kernel *const kernels[] = {&rows[0], &rows[1], &rows[2], &rows[3], &rows[4],
+                                                   &rows[5], &rows[6], &rows[7], &naive,   NULL};
 
 /* ------------------------------------------------------------------ context */
 
@@ -114,8 +123,7 @@ static mla_status open_cpu(const mla_context_options *options, mla_context *cont
 
 static bool runnable(const struct mla_kernel *kernel)
 {
-    (void)kernel;
-    return true;
+    return kernel->prepare != mla_attend_prepare_panels || mla_panel_ops();
 }
 
 const struct mla_backend_ops mla_cpu_backend = {
