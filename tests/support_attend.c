@@ -297,27 +297,25 @@ static void check_untouched(const struct attend_case *c, const struct attend_out
     }
 }
 
-void attend_run(struct attend_case *c, mla_route route, mla_precision precision, const char *kernel,
-                int threads, size_t limit, int64_t splits)
+void attend_run_unchecked(struct attend_case *c, mla_route route, mla_precision precision,
+                          const char *kernel, int threads, size_t limit, int64_t splits)
 {
     mla_context *context;
     mla_plan *plan;
-    bool *complete = calloc((size_t)c->p.batch + 1, sizeof *complete);
     assert_ok(
         mla_context_create(&(mla_context_options){.backend = MLA_BACKEND_CPU, .threads = threads},
                            &context));
-    assert_ok(mla_tensors_check(&c->p, &c->t, complete));
     mla_plan_options options = {.route = route,
                                 .kernel = kernel,
                                 .precision = precision,
                                 .num_splits = splits,
                                 .workspace_limit_bytes = limit,
-                                .complete = complete};
+                                .complete = c->complete};
     assert_ok(mla_plan_create(context, &c->p, &options, &plan));
     poison(&c->out);
     poison(&c->lse);
     poison(&c->max_logits);
-    size_t bytes = mla_plan_workspace_bytes(plan);
+    size_t bytes = c->workspace_bytes = mla_plan_workspace_bytes(plan);
     unsigned char *workspace = aligned_alloc(256, (bytes + 511) / 256 * 256);
     assert_non_null(workspace);
     memset(workspace, 0xFF, (bytes + 511) / 256 * 256); /* NaN: nothing may rely on zeros */
@@ -327,12 +325,21 @@ void attend_run(struct attend_case *c, mla_route route, mla_precision precision,
     for (size_t k = bytes; k < (bytes + 511) / 256 * 256; k++)
         assert_int_equal(workspace[k], 0xFF);
     free(workspace);
-    free(complete);
     mla_plan_destroy(plan);
     mla_context_destroy(context);
     check_untouched(c, &c->out, "out");
     check_untouched(c, &c->lse, "lse");
     check_untouched(c, &c->max_logits, "max_logits");
+}
+
+void attend_run(struct attend_case *c, mla_route route, mla_precision precision, const char *kernel,
+                int threads, size_t limit, int64_t splits)
+{
+    c->complete = calloc((size_t)c->p.batch + 1, sizeof *c->complete);
+    assert_ok(mla_tensors_check(&c->p, &c->t, c->complete));
+    attend_run_unchecked(c, route, precision, kernel, threads, limit, splits);
+    free(c->complete);
+    c->complete = NULL;
 }
 
 double attend_output_at(const struct attend_output *o, int64_t row, int64_t head, int64_t i)

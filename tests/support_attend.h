@@ -19,6 +19,8 @@ struct attend_case {
     mla_problem p;
     mla_tensors t; /* inputs, and the outputs below */
     uint64_t random;
+    bool *complete;         /* during attend_run */
+    size_t workspace_bytes; /* of the last run */
     const char *text;
     struct attend_output out, lse, max_logits;
     void *owned[40];
@@ -37,6 +39,9 @@ void attend_put(const mla_tensor *t, mla_dtype dtype, int64_t columns, int64_t w
 /* Poisons the outputs, runs, checks guards and gaps. */
 void attend_run(struct attend_case *c, mla_route route, mla_precision precision, const char *kernel,
                 int threads, size_t limit, int64_t splits);
+/* The same without mla_tensors_check, for contents that it refuses. */
+void attend_run_unchecked(struct attend_case *c, mla_route route, mla_precision precision,
+                          const char *kernel, int threads, size_t limit, int64_t splits);
 /* The outputs of the last run against the oracle. roundoff: of the arithmetic, 2^-24 or 2^-53.
  * Every element: error <= bound from sizes and magnitudes (support_attend.c derives it). */
 void attend_compare(struct attend_case *c, double roundoff);
