@@ -7,7 +7,7 @@
 
 /* Row operations of a two-pass softmax over scores s [n]; words, where given, hold one bit per key
  * and hide those that are 0. Rows with NaN give NaN sums; max ignores NaN. One set for each
- * instruction set (softmax.c). exp is within 1.5 ulp (float) and 1 ulp (double) of exact; weights
+ * instruction set (softmax.c). exp is within 1.5 ulp of exact in both types; weights
  * below 2^-126 (2^-1022) are flushed to 0. */
 struct mla_softmax_f32 {
     float (*max)(const float *s, int64_t n, const uint32_t *words); /* -inf if none */

@@ -5,7 +5,7 @@
  *
  * Errors of exp: the polynomials (interpolation at Chebyshev points, 0 among them, so that
  * exp(0) = 1 exactly) are within 2.6e-9 (float, degree 6) and 6e-20 (double, degree 12) relative on
- * |r| <= log(2)/2; the rest is rounding. tests/test_softmax.c holds them to 1.5 and 1 ulp. */
+ * |r| <= log(2)/2; the rest is rounding. tests/test_softmax.c holds them to 1.5 ulp. */
 #include "reference/attend.h"
 
 #include <math.h>
