@@ -24,12 +24,12 @@
  *   each thread           block·C scores; sparse: C·d_k keys; latent MQA: a head's w_uk or w_uv
  * P falls until that fits the limit. Only the bits grow with seq_len_kv, and only linearly. */
 #include "reference/attend.h"
+#include "reference/blas.h"
 #include "reference/panel.h"
 
 #include "common/format.h"
 #include "common/status.h"
 
-#include <cblas.h>
 #include <math.h>
 #include <omp.h>
 #include <stdio.h>

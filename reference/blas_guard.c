@@ -6,19 +6,21 @@
  *   openmp   the same count, and besides OpenMP's own count for the calling thread: a call asks for
  *            that many unless it runs inside an active region (a team of one is not active), and
  *            openblas_set_num_threads changes OpenMP's count too.
- *   serial   nothing to do; the calls below have no effect.
+ *   serial   nothing to count, but no two threads may be inside at once: products take turns.
  * So the process-wide count is 1 while anyone is inside (a reference count under a mutex: the first
  * one in saves, the last one out restores), and the caller's OpenMP count is 1 too, which the team
  * it opens inherits. Our regions name their size themselves. */
+#include "reference/blas.h"
 #include "reference/reference.h"
 
-#include <cblas.h>
 #include <omp.h>
 #include <pthread.h>
 #include <stdio.h>
 
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+static pthread_mutex_t turn = PTHREAD_MUTEX_INITIALIZER;
 static int inside, saved;
+static bool serial; /* written by the first one in, before any product */
 
 void mla_blas_enter(struct mla_blas_guard *guard, int team)
 {
@@ -27,6 +29,7 @@ void mla_blas_enter(struct mla_blas_guard *guard, int team)
     pthread_mutex_lock(&lock);
     if (inside++ == 0) {
         saved = openblas_get_num_threads();
+        serial = openblas_get_parallel() == OPENBLAS_SEQUENTIAL;
         if (saved != 1)
             openblas_set_num_threads(1);
     }
@@ -41,6 +44,18 @@ void mla_blas_leave(struct mla_blas_guard *guard)
         openblas_set_num_threads(saved);
     pthread_mutex_unlock(&lock);
     omp_set_num_threads(guard->openmp_threads);
+}
+
+void mla_blas_lock(void)
+{
+    if (serial)
+        pthread_mutex_lock(&turn);
+}
+
+void mla_blas_unlock(void)
+{
+    if (serial)
+        pthread_mutex_unlock(&turn);
 }
 
 static char description[160];

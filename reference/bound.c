@@ -11,12 +11,12 @@
  * Memory: about 24 bytes a score of a block (SCORES a thread), and CACHE bytes of up-projected values
  * at a time, or 2 MiB a Gram part. */
 #include "bound.h"
+#include "reference/blas.h"
 
 #include "common/tensors.h"
 #include "format.h"
 #include "status.h"
 
-#include <cblas.h>
 #include <math.h>
 #include <string.h>
 

@@ -9,11 +9,11 @@
  *   w[m][j]  = exp(s - max) / (sum + exp(sink - max))
  *   o        = sum_j w v_j, and sums of w|v|, w v^2, w^2 g v^2, w d v (d: one probe of q's rounding) */
 #include "bound.h"
+#include "reference/blas.h"
 
 #include "format.h"
 #include "status.h"
 
-#include <cblas.h>
 #include <math.h>
 #include <string.h>
 
