@@ -12,6 +12,8 @@ esac
 work=$(mktemp -d "${TMPDIR:-/tmp}/mla-install.XXXXXX")
 trap 'rm -rf "$work"' EXIT
 unset LD_LIBRARY_PATH PKG_CONFIG_PATH CMAKE_PREFIX_PATH
+CMAKE_GENERATOR=$(sed -n 's/^CMAKE_GENERATOR:INTERNAL=//p' "$build/CMakeCache.txt") # there may be no make
+export CMAKE_GENERATOR
 
 say() { echo "-- $*"; }
 quietly() { # shows output only of what fails
