@@ -168,8 +168,8 @@ static void load_queries(struct block *b)
                 }
                 for (int64_t l = L; l < dk; l++)
                     c[l] = (float)((f * (1 + ud) + ud) * fabs(q[l]) * SLACK);
-                b->latn[m] =
-                    (1 + up + f) * (mla_bound_gam((double)L, u->ua) * (1 + ud) * na + ud * nl);
+                b->latn[m] = (1 + 2 * up + 2 * f) *
+                             (mla_bound_gam((double)L, u->ua) * (1 + ud) * na + ud * nl);
                 b->dl0[m] = tiny * sum;
             }
             if (b->probe) { /* one draw of the rounding of q: random signs, rms size */
@@ -371,9 +371,10 @@ static void softmax_row(struct block *b, int64_t m)
         }
         s[j] = w;
         dl[j] = 0;
-        if (!(w > 0))
+        if (!(w > 0)) { /* weight below e^-740: no part, unless its error is of that size */
+            r2 += d < 600 ? 0 : INFINITY;
             continue;
-        /* A key of weight below e^-600 takes no part unless its error is of that size. */
+        }
         double em = expm1(d < 700 ? d : 700);
         r2 += w * em * em;
         row->x1 += w * em;
