@@ -202,7 +202,8 @@ static mla_status measure(const mla_context *context, const struct line *line, s
     return status;
 }
 
-int mla_bench_cpu_ratio(FILE *to, int threads, int repeats, bool quick)
+int mla_bench_cpu_ratio(FILE *to, int threads, int repeats, bool quick,
+                        void (*row)(const struct mla_bench_ratio *row, void *user), void *user)
 {
     static const int64_t head_counts[] = {128, 16};
     mla_context *context;
@@ -245,6 +246,15 @@ int mla_bench_cpu_ratio(FILE *to, int threads, int repeats, bool quick)
                     mla_form_name(lines[i].form), (int)head_counts[h], best[0], best[1],
                     best[1] > 0 ? 100 * best[0] / best[1] : 0, steady, repeats);
             fflush(to);
+            struct mla_bench_ratio ratio = {.kernel = lines[i].kernel,
+                                            .form = lines[i].form,
+                                            .heads = (int)head_counts[h],
+                                            .steady = steady,
+                                            .gflops = best[0],
+                                            .sgemm = best[1],
+                                            .share = best[1] > 0 ? best[0] / best[1] : 0};
+            if (row)
+                row(&ratio, user);
         }
     mla_free(square);
     mla_context_destroy(context);

@@ -2,6 +2,7 @@
 /* mla bench: timings of problems on every route they admit, each judged on a sample of rows. */
 #include "command.h"
 
+#include "bench/bench.h"
 #include "bench/yardstick.h"
 #include "common/kernel.h"
 #include "common/route.h"
@@ -26,7 +27,7 @@ struct bench {
     const char *model, *form, *heads, *topk, *fill, *cache, *page, *seed;
     const char *json, *routes, *plot;
     int64_t repeats, rows;
-    bool csv, unchecked;
+    bool csv, unchecked, quick;
     /* running: */
     FILE *text;
     json_t *results;
@@ -275,6 +276,34 @@ static int run_all(struct bench *o, const struct text_list *files)
     return exit_status;
 }
 
+static void add_ratio(const struct mla_bench_ratio *row, void *user)
+{
+    json_array_append_new(user,
+                          json_pack("{s:s, s:s, s:i, s:f, s:f, s:f, s:i}", "kernel", row->kernel,
+                                    "form", mla_form_name(row->form), "heads", row->heads, "gflops",
+                                    row->gflops, "sgemm_gflops", row->sgemm, "sgemm_share",
+                                    row->share, "steady", row->steady));
+}
+
+/* mla bench alone: the kernels as shares of sgemm. Tests check these kernels; the table doesn't. */
+static int run_ratio(struct bench *o)
+{
+    fprintf(o->text, "# mla %s, commit %s; %s; results not checked here\n", mla_version(),
+            MLA_COMMIT, mla_cpu_name());
+    int exit_status = mla_bench_cpu_ratio(o->text, (int)o->compute.threads, (int)o->repeats,
+                                          o->quick, add_ratio, o->results);
+    if (exit_status) {
+        fprintf(stderr, "mla bench: %s\n", mla_last_error());
+        return exit_status;
+    }
+    if (!o->json)
+        return EXIT_DONE;
+    return mla_json_write(o->command,
+                          json_pack("{s:s, s:s, s:s, s:O}", "version", mla_version(), "commit",
+                                    MLA_COMMIT, "cpu", mla_cpu_name(), "ratios", o->results),
+                          o->json);
+}
+
 static int run_bench(const struct command *command, int argc, char **argv)
 {
     struct bench o = {.command = command, .repeats = 5, .rows = 16};
@@ -294,6 +323,7 @@ static int run_bench(const struct command *command, int argc, char **argv)
         {"repeats", 0, OPTION_COUNT, &o.repeats, "N", "timed runs of a row (default 5)"},
         {"rows", 0, OPTION_COUNT, &o.rows, "N", "query rows judged after timing (default 16)"},
         {"no-check", 0, OPTION_FLAG, &o.unchecked, NULL, "judge nothing"},
+        {"quick", 0, OPTION_FLAG, &o.quick, NULL, "of the sgemm table: fewer query rows"},
         {"csv", 0, OPTION_FLAG, &o.csv, NULL, "comma-separated values"},
         {"json", 0, OPTION_TEXT, &o.json, "FILE", "the same as JSON; - = stdout"},
         {"routes", 0, OPTION_TEXT, &o.routes, "LIST", "curves by route (not in this build)"},
@@ -317,9 +347,10 @@ static int run_bench(const struct command *command, int argc, char **argv)
     } else if (o.repeats < 1 || o.repeats > MAX_REPEATS) {
         exit_status = mla_usage(command, "--repeats: got %lld, want 1 to %d", (long long)o.repeats,
                                 MAX_REPEATS);
-    } else if (!problems) {
+    } else if (!problems && o.csv) {
         exit_status =
-            mla_usage(command, "--batch: got nothing, want it, --config or a problem string");
+            mla_usage(command,
+                      "--csv: got it without problems, want --batch, --config or a problem");
     } else {
         exit_status = mla_compute_words(command, &o.compute);
     }
@@ -332,7 +363,7 @@ static int run_bench(const struct command *command, int argc, char **argv)
             mla_usage(command, "--json: no memory");
             exit_status = EXIT_DEVICE;
         } else {
-            exit_status = run_all(&o, &files);
+            exit_status = problems ? run_all(&o, &files) : run_ratio(&o);
         }
         mla_text_close(o.text);
         json_decref(o.results);
@@ -346,6 +377,7 @@ const struct command mla_command_bench = {
     "bench",
     "[--model NAME --batch SPEC... | --config FILE | 'attend ...'] [options]",
     "times every admissible route of problems on the CPU",
+    "Without a problem: the CPU kernels as shares of this machine's sgemm rate.\n"
     "A route runs once to warm up, then --repeats times, but no longer than 10 s.",
     run_bench,
 };
