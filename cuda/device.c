@@ -38,8 +38,7 @@ mla_status mla_cuda_open(const mla_context_options *options, mla_context *contex
     if (error != cudaSuccess || count == 0) {
         cudaGetLastError();
         return mla_fail(MLA_ERR_NO_DEVICE, "mla_context_create: no CUDA device: %s",
-                        error == cudaSuccess ? "the driver lists none"
-                                             : cudaGetErrorString(error));
+                        error == cudaSuccess ? "the driver lists none" : cudaGetErrorString(error));
     }
     if (options->device >= count)
         return mla_fail(MLA_ERR_NO_DEVICE, "mla_context_create: device: got %d, want 0 to %d",

@@ -145,12 +145,12 @@ static int plan_all(const mla_context *context, const struct mla_case *c, struct
             assert_true(count < MAX_PLANS);
             struct job *job = &jobs[count++];
             size_t lse_bytes = p->out_dtype == MLA_F64 ? sizeof(double) : sizeof(float);
-            *job = (struct job){.plan = plan,
-                                .inputs = &c->tensors,
-                                .out_bytes =
-                                    rows * (size_t)p->v_dim * mla_dtype_bytes(p->out_dtype),
-                                .lse_bytes = rows * lse_bytes,
-                                .description = describe(plan)};
+            *job =
+                (struct job){.plan = plan,
+                             .inputs = &c->tensors,
+                             .out_bytes = rows * (size_t)p->v_dim * mla_dtype_bytes(p->out_dtype),
+                             .lse_bytes = rows * lse_bytes,
+                             .description = describe(plan)};
             job->out = malloc(job->out_bytes);
             job->lse = malloc(job->lse_bytes);
             assert_true(job->out && job->lse && job->description);

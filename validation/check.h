@@ -14,20 +14,20 @@ enum mla_verdict_mode {
 
 /* A computed result that is judged: host arrays, packed. */
 struct mla_result {
-    mla_dtype out_dtype;      /* of out [T, H, d] */
-    mla_dtype lse_dtype;      /* F32 or F64, of lse and max_logits [T, H] */
+    mla_dtype out_dtype; /* of out [T, H, d] */
+    mla_dtype lse_dtype; /* F32 or F64, of lse and max_logits [T, H] */
     const void *out;
     const void *lse, *max_logits; /* NULL = not there */
 };
 
 struct mla_check_options {
-    const mla_context *context;       /* CPU context for the reference */
-    const mla_rounding *rounding;     /* [B] */
+    const mla_context *context;   /* CPU context for the reference */
+    const mla_rounding *rounding; /* [B] */
     enum mla_verdict_mode mode;
-    int64_t rows;                     /* > 0: seeded sample of that many query rows; 0 = all */
+    int64_t rows; /* > 0: seeded sample of that many query rows; 0 = all */
     uint64_t sample_seed;
-    const char *name;                 /* what is judged: kernel, file */
-    const char *rerun;                /* command line that reruns it, or NULL */
+    const char *name;  /* what is judged: kernel, file */
+    const char *rerun; /* command line that reruns it, or NULL */
 };
 
 enum mla_verdict { MLA_PASS = 0, MLA_WEAK, MLA_MISTRUSTED, MLA_FAIL };
@@ -44,8 +44,8 @@ struct mla_check_tensor {
     int64_t bad_t, bad_z;     /* elements over T; rows with z over 1.3 (out only) */
 };
 
-struct mla_check_point {      /* one of the worst elements, at most 8 kept */
-    int tensor;               /* 0 out, 1 lse, 2 max_logits */
+struct mla_check_point {                       /* one of the worst elements, at most 8 kept */
+    int tensor;                                /* 0 out, 1 lse, 2 max_logits */
     int64_t row, head, dim, request, position; /* position: of the query in its request */
     double want, got, hard, statistical;
 };
@@ -53,14 +53,14 @@ struct mla_check_point {      /* one of the worst elements, at most 8 kept */
 struct mla_check_report {
     enum mla_verdict verdict;
     struct mla_check_tensor out, lse, max_logits;
-    double cosine_error;      /* 1 - 2·sum(xy)/sum(x²+y²), as peers compute it */
-    double frobenius_error;   /* |out - ref| / |ref| */
-    int64_t rtol_bad;         /* elements outside rtol = atol = 1e-2, for comparison */
+    double cosine_error;    /* 1 - 2·sum(xy)/sum(x²+y²), as peers compute it */
+    double frobenius_error; /* |out - ref| / |ref| */
+    int64_t rtol_bad;       /* elements outside rtol = atol = 1e-2, for comparison */
     int num_points;
     struct mla_check_point points[8];
-    char where[512];          /* clusters: "head 64-127 only; request 2" */
-    char hint[256];           /* what bad rows look like: "bad rows hold the value of another head" */
-    char reason[256];         /* why weak, mistrusted or failed */
+    char where[512];  /* clusters: "head 64-127 only; request 2" */
+    char hint[256];   /* what bad rows look like: "bad rows hold the value of another head" */
+    char reason[256]; /* why weak, mistrusted or failed */
 };
 
 /* Computes the reference and judges. MLA_ERR_ARGUMENT (shapes), MLA_ERR_MEMORY. */

@@ -9,23 +9,23 @@
 
 /* Everything behind its pointers comes from mla_case_buffer or, read-only, from the mapped file. */
 struct mla_case {
-    mla_problem problem;   /* length arrays owned by the case */
-    mla_tensors tensors;   /* inputs owned by the case; out, lse, max_logits absent */
-    char fill[16];         /* metadata "fill"; "" if unknown */
+    mla_problem problem; /* length arrays owned by the case */
+    mla_tensors tensors; /* inputs owned by the case; out, lse, max_logits absent */
+    char fill[16];       /* metadata "fill"; "" if unknown */
     uint64_t seed;
-    bool *complete;        /* [B], by mla_tensors_check */
-    char *text;            /* problem string that reruns it ("" if it came from a file) */
-    void *owned;           /* list of buffers behind tensors */
+    bool *complete; /* [B], by mla_tensors_check */
+    char *text;     /* problem string that reruns it ("" if it came from a file) */
+    void *owned;    /* list of buffers behind tensors */
 };
 
 /* What to generate. Parsed from a problem string or from the options of mla make. */
 struct mla_case_spec {
-    mla_problem problem;   /* lengths set; storage owned (mla_problem_release) */
-    char fill[16];         /* KIND of interchange.md: normal, diffuse, large, counting, … */
+    mla_problem problem; /* lengths set; storage owned (mla_problem_release) */
+    char fill[16];       /* KIND of interchange.md: normal, diffuse, large, counting, … */
     uint64_t seed;
-    bool shuffled_pages;   /* page ids permuted (the default); false = 0, 1, 2, … */
-    bool holes;            /* about one listed entry in 8 replaced by what must be ignored */
-    bool infinite_sinks;   /* two sinks of three are -inf, +inf */
+    bool shuffled_pages; /* page ids permuted (the default); false = 0, 1, 2, … */
+    bool holes;          /* about one listed entry in 8 replaced by what must be ignored */
+    bool infinite_sinks; /* two sinks of three are -inf, +inf */
 };
 
 /* "attend form=… fill=… seed=…" -> spec. MLA_ERR_ARGUMENT, MLA_ERR_MEMORY. */

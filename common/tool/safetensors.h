@@ -5,16 +5,30 @@
 
 #include "mla/mla.h"
 
-enum mla_st_dtype { MLA_ST_BOOL, MLA_ST_U8, MLA_ST_I8, MLA_ST_I16, MLA_ST_U16, MLA_ST_I32,
-                    MLA_ST_U32, MLA_ST_I64, MLA_ST_U64, MLA_ST_F8_E4M3, MLA_ST_F8_E5M2,
-                    MLA_ST_BF16, MLA_ST_F16, MLA_ST_F32, MLA_ST_F64 };
+enum mla_st_dtype {
+    MLA_ST_BOOL,
+    MLA_ST_U8,
+    MLA_ST_I8,
+    MLA_ST_I16,
+    MLA_ST_U16,
+    MLA_ST_I32,
+    MLA_ST_U32,
+    MLA_ST_I64,
+    MLA_ST_U64,
+    MLA_ST_F8_E4M3,
+    MLA_ST_F8_E5M2,
+    MLA_ST_BF16,
+    MLA_ST_F16,
+    MLA_ST_F32,
+    MLA_ST_F64
+};
 
 struct mla_st_tensor {
     const char *name;
     enum mla_st_dtype dtype;
-    int rank;             /* <= 8 */
+    int rank; /* <= 8 */
     int64_t shape[8];
-    const void *data;     /* reader: points into the file's memory, read-only */
+    const void *data; /* reader: points into the file's memory, read-only */
     size_t bytes;
 };
 

@@ -17,7 +17,8 @@ mla_status mla_cuda_merge(const mla_context *context, const mla_merge_args *a, v
                         "mla_merge: parts: got %" PRId64 ", want at most %d on CUDA", a->parts,
                         MLA_MERGE_PARTS);
     if (a->part_dtype == MLA_F64 || a->out_dtype == MLA_F64)
-        return mla_fail(MLA_ERR_UNSUPPORTED, "mla_merge: %s: got f64, want bf16, f16 or f32 on CUDA",
+        return mla_fail(MLA_ERR_UNSUPPORTED,
+                        "mla_merge: %s: got f64, want bf16, f16 or f32 on CUDA",
                         a->part_dtype == MLA_F64 ? "part_dtype" : "out_dtype");
     struct mla_merge_parts m = {
         .rows = a->rows,

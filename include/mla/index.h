@@ -75,21 +75,21 @@ typedef struct mla_index_args {
     int64_t num_pages; /* pages of k_cache */
     int64_t max_pages; /* columns of page_table */
 
-    int64_t topk;           /* K; 0 = no list wanted */
+    int64_t topk; /* K; 0 = no list wanted */
     mla_topk_order order;
-    bool relative;          /* positions, and columns of logits, count from key_start[t] */
-    int64_t logits_columns; /* C >= keys of the longest request; 0 = no logits wanted */
-    mla_precision precision; /* FP32 as deployed, or FP64: the oracle; CPU */
+    bool relative;                /* positions, and columns of logits, count from key_start[t] */
+    int64_t logits_columns;       /* C >= keys of the longest request; 0 = no logits wanted */
+    mla_precision precision;      /* FP32 as deployed, or FP64: the oracle; CPU */
     size_t workspace_limit_bytes; /* 0 = the backend's default; less memory, same result */
 
     /* Inputs; backend memory. */
-    mla_tensor q;       /* [T, Hi, D] of q_format (fp4 [T, Hi, D/2] bytes) */
-    mla_tensor q_scale; /* fp4: ue8m0 bytes [T, Hi, 4]; other formats: absent, scales are in W */
-    mla_tensor weights; /* W: float [T, Hi] */
-    mla_tensor k;       /* flat [S, D] of k_format (fp4 [S, D/2] bytes) */
+    mla_tensor q;        /* [T, Hi, D] of q_format (fp4 [T, Hi, D/2] bytes) */
+    mla_tensor q_scale;  /* fp4: ue8m0 bytes [T, Hi, 4]; other formats: absent, scales are in W */
+    mla_tensor weights;  /* W: float [T, Hi] */
+    mla_tensor k;        /* flat [S, D] of k_format (fp4 [S, D/2] bytes) */
     const void *k_scale; /* flat: float [S] (fp8; optional for f32 and bf16), bytes [S, 4] (fp4) */
-    mla_tensor k_cache;    /* paged; stride[0] = bytes of a page, stride[1] unused */
-    mla_tensor page_table; /* int32 [B, max_pages] */
+    mla_tensor k_cache;  /* paged; stride[0] = bytes of a page, stride[1] unused */
+    mla_tensor page_table;              /* int32 [B, max_pages] */
     const int32_t *key_start, *key_end; /* [T] or NULL, half-open */
 
     /* Outputs; backend memory. Scores are float, double for FP64. */
@@ -120,13 +120,13 @@ typedef struct mla_topk_args {
     int64_t columns; /* N: 0 … 2^31-1 scores a row */
     int64_t topk;    /* K >= 1 */
     mla_topk_order order;
-    bool relative;   /* indices count from key_start[r] */
-    size_t workspace_limit_bytes; /* 0 = the backend's default */
-    mla_tensor in;   /* float [R, N]; backend memory, as everything below */
+    bool relative;                      /* indices count from key_start[r] */
+    size_t workspace_limit_bytes;       /* 0 = the backend's default */
+    mla_tensor in;                      /* float [R, N]; backend memory, as everything below */
     const int32_t *key_start, *key_end; /* [R] or NULL: only columns of [start, end) count */
-    mla_tensor indices; /* int32 [R, K]: columns, then -1 */
-    int32_t *topk_lens; /* [R] or NULL */
-    mla_tensor scores;  /* float [R, K], then -inf; absent = not wanted */
+    mla_tensor indices;                 /* int32 [R, K]: columns, then -1 */
+    int32_t *topk_lens;                 /* [R] or NULL */
+    mla_tensor scores;                  /* float [R, K], then -inf; absent = not wanted */
 } mla_topk_args;
 
 /* As mla_index_workspace_bytes and mla_index_run: same statuses, same order, same thread rules.

@@ -70,13 +70,13 @@ typedef enum mla_dtype {
 
 /* How cache rows are stored; byte layouts in docs/formats.md. */
 typedef enum mla_cache_format {
-    MLA_CACHE_BF16 = 0,     /* L + dr values a token; flat (kv_c, k_pe) or paged */
-    MLA_CACHE_F16,          /* as above */
-    MLA_CACHE_F32,          /* as above */
-    MLA_CACHE_FP8_DS_MLA,   /* 656 B a token: 512 e4m3, 4 f32 scales, 64 bf16; paged only */
-    MLA_CACHE_MODEL1,       /* 584 B: 448 e4m3 + 64 bf16, page-footer ue8m0; absorbed, L 512, dr 0 */
-    MLA_CACHE_V41,          /* 528 B: 512 e4m3, page-footer ue8m0; absorbed, L 512, dr 0 */
-    MLA_CACHE_NVFP4_DS_MLA  /* 352 B: 512 e2m1, 64 e4m3, 32 e4m3 scales; paged only */
+    MLA_CACHE_BF16 = 0,    /* L + dr values a token; flat (kv_c, k_pe) or paged */
+    MLA_CACHE_F16,         /* as above */
+    MLA_CACHE_F32,         /* as above */
+    MLA_CACHE_FP8_DS_MLA,  /* 656 B a token: 512 e4m3, 4 f32 scales, 64 bf16; paged only */
+    MLA_CACHE_MODEL1,      /* 584 B: 448 e4m3 + 64 bf16, page-footer ue8m0; absorbed, L 512, dr 0 */
+    MLA_CACHE_V41,         /* 528 B: 512 e4m3, page-footer ue8m0; absorbed, L 512, dr 0 */
+    MLA_CACHE_NVFP4_DS_MLA /* 352 B: 512 e2m1, 64 e4m3, 32 e4m3 scales; paged only */
 } mla_cache_format;
 
 /* What the caller hands over. */
@@ -165,17 +165,17 @@ typedef struct mla_problem {
     int64_t max_pages;             /* columns of page_table */
     mla_dtype out_dtype;           /* of out; lse and max_logits are F64 if this is F64, else F32 */
     double softmax_scale;          /* factor on q·k; finite */
-    bool causal;                   /* query i of a request sees keys <= seq_len_kv - query_len + i */
-    bool has_mask;                 /* mask given (excludes topk) */
-    int64_t topk;                  /* K columns of topk_indices; 0 = none given */
-    bool has_topk_lens;            /* topk_lens given */
-    bool indices_complete;         /* promise: where seq_len_kv <= topk, each row lists every key it
+    bool causal;           /* query i of a request sees keys <= seq_len_kv - query_len + i */
+    bool has_mask;         /* mask given (excludes topk) */
+    int64_t topk;          /* K columns of topk_indices; 0 = none given */
+    bool has_topk_lens;    /* topk_lens given */
+    bool indices_complete; /* promise: where seq_len_kv <= topk, each row lists every key it
                                       may see, so lists need not be read there */
-    bool has_sink;                 /* attn_sink given */
+    bool has_sink;         /* attn_sink given */
     mla_lse_base lse_base;
     bool wants_lse;
     bool wants_max_logits;
-    void *storage;                 /* owned by parse; NULL otherwise */
+    void *storage; /* owned by parse; NULL otherwise */
 } mla_problem;
 
 /* DeepSeek-V3 dims (H 128, L 512, dn 128, dr 64, dv 128, bf16), empty batch, causal, flat bf16 cache,
@@ -212,26 +212,26 @@ typedef struct mla_tensor {
 
 /* Device pointers for CUDA, host pointers for the CPU. Only what the problem asks for is read. */
 typedef struct mla_tensors {
-    mla_tensor q_nope;       /* latent [T, H, dn] */
-    mla_tensor q_pe;         /* latent [T, H, dr]; absent if dr = 0 */
-    mla_tensor w_uk;         /* latent [H, dn, L]: k_nope[h] = w_uk[h] · c */
-    mla_tensor w_uv;         /* latent [H, L, dv]: v[h] = c · w_uv[h] */
-    mla_tensor q;            /* absorbed [T, H, L+dr] (latent part first), expanded [T, H, dn+dr] */
-    mla_tensor k;            /* expanded [S, Hk, dn+dr] */
-    mla_tensor v;            /* expanded [S, Hk, dv] */
-    mla_tensor kv_c;         /* flat cache [S, L]: requests back to back */
-    mla_tensor k_pe;         /* flat cache [S, dr]; absent if dr = 0 */
-    mla_tensor kv_cache;     /* paged [pages, page_size, L+dr] or packed bytes; stride[0] = a page,
+    mla_tensor q_nope;     /* latent [T, H, dn] */
+    mla_tensor q_pe;       /* latent [T, H, dr]; absent if dr = 0 */
+    mla_tensor w_uk;       /* latent [H, dn, L]: k_nope[h] = w_uk[h] · c */
+    mla_tensor w_uv;       /* latent [H, L, dv]: v[h] = c · w_uv[h] */
+    mla_tensor q;          /* absorbed [T, H, L+dr] (latent part first), expanded [T, H, dn+dr] */
+    mla_tensor k;          /* expanded [S, Hk, dn+dr] */
+    mla_tensor v;          /* expanded [S, Hk, dv] */
+    mla_tensor kv_c;       /* flat cache [S, L]: requests back to back */
+    mla_tensor k_pe;       /* flat cache [S, dr]; absent if dr = 0 */
+    mla_tensor kv_cache;   /* paged [pages, page_size, L+dr] or packed bytes; stride[0] = a page,
                                 stride[1] = a row (unused by model1 and v41) */
-    mla_tensor page_table;   /* int32 [B, max_pages]; ids outside [0, num_pages) hide their keys */
+    mla_tensor page_table; /* int32 [B, max_pages]; ids outside [0, num_pages) hide their keys */
     const int32_t *seq_lens_kv; /* optional [B]: lengths of this run, each <= the planned one */
-    mla_tensor mask;         /* int32 [T, words]: bit j%32 of word j/32 = key j listed */
-    mla_tensor topk_indices; /* int32 [T, K]: positions in the request; others are ignored */
+    mla_tensor mask;            /* int32 [T, words]: bit j%32 of word j/32 = key j listed */
+    mla_tensor topk_indices;    /* int32 [T, K]: positions in the request; others are ignored */
     const int32_t *topk_lens;   /* [T]: only that many entries of a row count */
     const float *attn_sink;     /* [H]: adds exp(sink) to the denominator */
-    mla_tensor out;          /* [T, H, dv] (absorbed [T, H, L]), out_dtype */
-    mla_tensor lse;          /* [T, H]; both strides free */
-    mla_tensor max_logits;   /* [T, H]: largest softmax_scale·q·k, sink not included */
+    mla_tensor out;             /* [T, H, dv] (absorbed [T, H, L]), out_dtype */
+    mla_tensor lse;             /* [T, H]; both strides free */
+    mla_tensor max_logits;      /* [T, H]: largest softmax_scale·q·k, sink not included */
 } mla_tensors;
 
 /* Contents that can be read on the host: page ids, duplicate and (with strict) out-of-range top-k
@@ -244,27 +244,27 @@ MLA_API mla_status mla_tensors_check(const mla_problem *problem, const mla_tenso
 /* -------------------------------------------------------------------- plan */
 
 typedef struct mla_plan_options {
-    mla_route route;               /* MLA_ROUTE_AUTO, or one route for every request */
-    const char *kernel;            /* NULL = choose; a name never falls back. MLA_KERNEL in the
+    mla_route route;              /* MLA_ROUTE_AUTO, or one route for every request */
+    const char *kernel;           /* NULL = choose; a name never falls back. MLA_KERNEL in the
                                       environment does the same where this is NULL */
-    mla_precision precision;       /* CPU */
-    int64_t num_splits;            /* of decode; 0 = choose */
-    bool nondeterministic;         /* allow results that differ between runs (none does today) */
-    size_t workspace_limit_bytes;  /* 0 = the route's own default; requests are split over query rows
+    mla_precision precision;      /* CPU */
+    int64_t num_splits;           /* of decode; 0 = choose */
+    bool nondeterministic;        /* allow results that differ between runs (none does today) */
+    size_t workspace_limit_bytes; /* 0 = the route's own default; requests are split over query rows
                                       to fit */
-    const bool *complete;          /* host [B] or NULL: mla_tensors_check's answer, per request */
+    const bool *complete;         /* host [B] or NULL: mla_tensors_check's answer, per request */
 } mla_plan_options;
 
 /* Per request, what a plan decided. */
 typedef struct mla_request_info {
     int64_t query_len, seq_len_kv;
     mla_route route;
-    const char *kernel;       /* row name; valid as long as the library is loaded */
-    const char *reason;       /* why this route; valid as long as the plan */
-    double flop, bytes;       /* of attention and projections; formulas in docs/performance.md */
-    int64_t num_splits;       /* key splits merged at the end; 1 = none */
-    int64_t rows_per_pass;    /* query rows computed together under the memory limit */
-    size_t workspace_bytes;   /* of the group of requests that runs with this one */
+    const char *kernel;     /* row name; valid as long as the library is loaded */
+    const char *reason;     /* why this route; valid as long as the plan */
+    double flop, bytes;     /* of attention and projections; formulas in docs/performance.md */
+    int64_t num_splits;     /* key splits merged at the end; 1 = none */
+    int64_t rows_per_pass;  /* query rows computed together under the memory limit */
+    size_t workspace_bytes; /* of the group of requests that runs with this one */
 } mla_request_info;
 
 typedef struct mla_plan mla_plan;
@@ -296,16 +296,16 @@ MLA_API mla_status mla_run(const mla_plan *plan, const mla_tensors *tensors, voi
  * exp(lse_i - lse) · out_i. Parts with lse = -inf (or +inf where plus_inf_is_empty, FlashMLA's
  * convention) and any out are empty. A sink must be counted in one part only, or given here. */
 typedef struct mla_merge_args {
-    int64_t parts;             /* >= 0; none = all rows empty */
-    int64_t rows, heads, dim;  /* T, H, width of out */
-    mla_dtype part_dtype;      /* of the parts' out; their lse is F32 (F64 if this is F64) */
-    mla_dtype out_dtype;       /* of out; lse is F32 (F64 if this is F64) */
+    int64_t parts;            /* >= 0; none = all rows empty */
+    int64_t rows, heads, dim; /* T, H, width of out */
+    mla_dtype part_dtype;     /* of the parts' out; their lse is F32 (F64 if this is F64) */
+    mla_dtype out_dtype;      /* of out; lse is F32 (F64 if this is F64) */
     mla_lse_base part_base, out_base;
     bool plus_inf_is_empty;
-    const mla_tensor *part_out;  /* host array [parts] of [rows, heads, dim] */
-    const mla_tensor *part_lse;  /* host array [parts] of [rows, heads] */
-    const float *attn_sink;      /* [heads] or NULL */
-    mla_tensor out, lse;         /* lse may be absent */
+    const mla_tensor *part_out; /* host array [parts] of [rows, heads, dim] */
+    const mla_tensor *part_lse; /* host array [parts] of [rows, heads] */
+    const float *attn_sink;     /* [heads] or NULL */
+    mla_tensor out, lse;        /* lse may be absent */
 } mla_merge_args;
 
 /* MLA_ERR_ARGUMENT, MLA_ERR_UNSUPPORTED, MLA_ERR_CUDA. Any thread. CPU: stream NULL. */
@@ -328,32 +328,31 @@ MLA_API mla_status mla_lse_convert(const float *in, float *out, int64_t rows, in
 
 /* Unit roundoffs of the computation that is judged; 0 = exact there. docs/numerics.md §3. */
 typedef struct mla_rounding {
-    mla_route route;     /* how the judged result is computed */
-    double accumulate;   /* of one addition in dot products (2^-23 for fp32 tensor cores) */
-    double weights;      /* P rounded before P·V */
-    double projected;    /* absorbed q (MQA), up-projected k and v (MHA) */
-    double latent;       /* latent output before w_uv (MQA) */
-    double dequantised;  /* cache row rounded after dequantisation */
-    double out;          /* final rounding, of the dtype of out */
-    double lse;          /* final rounding of lse and max_logits */
+    mla_route route;    /* how the judged result is computed */
+    double accumulate;  /* of one addition in dot products (2^-23 for fp32 tensor cores) */
+    double weights;     /* P rounded before P·V */
+    double projected;   /* absorbed q (MQA), up-projected k and v (MHA) */
+    double latent;      /* latent output before w_uv (MQA) */
+    double dequantised; /* cache row rounded after dequantisation */
+    double out;         /* final rounding, of the dtype of out */
+    double lse;         /* final rounding of lse and max_logits */
 } mla_rounding;
 
 /* Roundings of a backend: CPU rounds nothing to 16 bits; CUDA and MODEL round at the points of route
  * in q_dtype. out_dtype is what the judged file or buffer holds. */
 MLA_API mla_rounding mla_rounding_of(const mla_problem *problem, mla_backend backend,
-                                     mla_precision precision, mla_route route,
-                                     mla_dtype out_dtype);
+                                     mla_precision precision, mla_route route, mla_dtype out_dtype);
 
 typedef struct mla_reference_args {
-    const int64_t *rows;          /* query rows to compute, ascending; NULL = all T */
+    const int64_t *rows; /* query rows to compute, ascending; NULL = all T */
     int64_t num_rows;
     const mla_rounding *rounding; /* host [B], one per request; NULL = no bounds */
     /* Outputs, packed, all double; NULL = not wanted. n = num_rows (T if rows is NULL), d = width. */
-    double *out;                  /* [n, H, d] */
-    double *lse, *max_logits;     /* [n, H] */
-    double *hard, *statistical;   /* [n, H, d]: H and T of docs/numerics.md; +inf where vacuous */
-    double *sigma;                /* [n, H, d]: rms that rounding alone predicts; z = rms(err/sigma) */
-    double *lse_hard, *max_hard;  /* [n, H] */
+    double *out;                /* [n, H, d] */
+    double *lse, *max_logits;   /* [n, H] */
+    double *hard, *statistical; /* [n, H, d]: H and T of docs/numerics.md; +inf where vacuous */
+    double *sigma; /* [n, H, d]: rms that rounding alone predicts; z = rms(err/sigma) */
+    double *lse_hard, *max_hard;   /* [n, H] */
     double *lse_sigma, *max_sigma; /* [n, H]: rms that rounding alone predicts */
 } mla_reference_args;
 
@@ -380,7 +379,7 @@ typedef struct mla_kernel_info {
     const char *forms;        /* "latent absorbed" */
     const char *formats;      /* "bf16 f16 fp8_ds_mla" */
     mla_proof proof;
-    bool runnable;            /* here, now */
+    bool runnable; /* here, now */
 } mla_kernel_info;
 
 /* The dispatch table, best first, read-only; for tests and tools. The texts routes, forms and formats
