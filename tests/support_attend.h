@@ -19,6 +19,8 @@ struct attend_case {
     mla_problem p;
     mla_tensors t; /* inputs, and the outputs below */
     uint64_t random;
+    bool inputs_stay; /* set by tests that change none: the oracle runs once a row */
+    double *want;
     bool *complete;         /* during attend_run */
     size_t workspace_bytes; /* of the last run */
     const char *text;

@@ -113,6 +113,7 @@ static void limits_and_splits(void **state)
             struct attend_case c;
             const char *why;
             attend_make(&c, texts[i], 40);
+            c.inputs_stay = true;
             for (int precision = 0; precision < 2; precision++) {
                 if (!mla_route_admissible(&c.p, (mla_route)route, false, &why))
                     continue;
