@@ -13,6 +13,7 @@
 #include "common/tool/result_file.h"
 
 #include <dirent.h>
+#include <fcntl.h>
 #include <jansson.h>
 #include <math.h>
 #include <stdio.h>
@@ -364,6 +365,22 @@ static void cli_json_is_pure(void **state)
     assert_non_null(root);
     json_decref(root);
     unlink("report.json");
+
+    /* A device or pipe is written to, not replaced by a file. */
+    struct stat info;
+    assert_int_equal(mkfifo("pipe", 0600), 0);
+    int reader = open("pipe", O_RDWR | O_NONBLOCK);
+    assert_true(reader >= 0);
+    must("info --json pipe", 0);
+    assert_int_equal(stat("pipe", &info), 0);
+    assert_true(S_ISFIFO(info.st_mode));
+    ssize_t bytes = read(reader, out_text, sizeof out_text);
+    close(reader);
+    assert_true(bytes > 0);
+    root = json_loadb(out_text, (size_t)bytes, 0, NULL);
+    assert_non_null(root);
+    json_decref(root);
+    unlink("pipe");
 }
 
 static void cli_bench_columns(void **state)

@@ -9,6 +9,7 @@
 #include <ctype.h>
 #include <stdarg.h>
 #include <string.h>
+#include <sys/stat.h>
 
 static const struct command *const commands[] = {
     &mla_command_info,  &mla_command_make, &mla_command_run,     &mla_command_check,
@@ -233,39 +234,46 @@ void mla_options_free(const struct option *options, struct text_list *files)
 
 /* -------------------------------------------------------------------- JSON */
 
+/* Writes whole or not at all, but for devices and pipes, which a rename would replace. */
+static bool write_json(const json_t *root, size_t flags, const char *path)
+{
+    struct stat info;
+    bool direct = stat(path, &info) == 0 && !S_ISREG(info.st_mode);
+    size_t bytes = strlen(path) + 5;
+    char *name = mla_alloc(bytes, 1);
+    if (!name)
+        return false;
+    snprintf(name, bytes, "%s%s", path, direct ? "" : ".tmp");
+    FILE *file = fopen(name, "w");
+    bool good = file && !json_dumpf(root, file, flags) && fputc('\n', file) != EOF;
+    if (file)
+        good = !fclose(file) && good;
+    if (!direct) {
+        good = good && !rename(name, path);
+        if (!good && file)
+            remove(name);
+    }
+    mla_free(name);
+    return good;
+}
+
 int mla_json_write(const struct command *command, json_t *root, const char *path)
 {
     size_t flags = JSON_INDENT(2) | JSON_REAL_PRECISION(17);
-    int exit_status = EXIT_DONE;
+    bool good;
     if (!root) {
         fprintf(stderr, "mla %s: --json: no memory\n", command->name);
         return EXIT_DEVICE;
     }
-    if (strcmp(path, "-") == 0) {
-        if (json_dumpf(root, stdout, flags) || putchar('\n') == EOF || fflush(stdout))
-            exit_status = EXIT_DEVICE;
-    } else {
-        char *temporary = mla_alloc(strlen(path) + 5, 1);
-        FILE *file = NULL;
-        if (temporary) {
-            snprintf(temporary, strlen(path) + 5, "%s.tmp", path);
-            file = fopen(temporary, "w");
-        }
-        bool good = file && !json_dumpf(root, file, flags) && fputc('\n', file) != EOF;
-        if (file)
-            good = !fclose(file) && good;
-        good = good && !rename(temporary, path);
-        if (!good && file)
-            remove(temporary);
-        if (!good)
-            exit_status = EXIT_DEVICE;
-        mla_free(temporary);
-    }
-    if (exit_status)
+    if (strcmp(path, "-") == 0)
+        good = !json_dumpf(root, stdout, flags) && putchar('\n') != EOF && !fflush(stdout);
+    else
+        good = write_json(root, flags, path);
+    if (!good)
         fprintf(stderr, "mla %s: --json: got '%s', want a file that can be written\n",
                 command->name, path);
     json_decref(root);
-    return exit_status;
+    return good ? EXIT_DONE : EXIT_DEVICE;
 }
 
 FILE *mla_text_open(const char *json_path)
