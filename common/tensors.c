@@ -32,10 +32,15 @@ static mla_status check_layout(const struct shape *s)
     if ((uintptr_t)t->data % s->bytes)
         return mla_fail(MLA_ERR_ARGUMENT, "mla_run: %s: got address %p, want a multiple of %zu",
                         s->name, t->data, s->bytes);
+    int64_t end, more;
     if (s->free_strides) {
-        if (t->stride[0] < 0 || t->stride[1] < 0)
+        if (t->stride[0] < 0 || t->stride[1] < 0 ||
+            __builtin_mul_overflow(s->rows * (int64_t)s->bytes, t->stride[0], &end) ||
+            __builtin_mul_overflow(s->columns * (int64_t)s->bytes, t->stride[1], &more) ||
+            __builtin_add_overflow(end, more, &end))
             return mla_fail(MLA_ERR_ARGUMENT,
-                            "mla_run: %s: got strides %" PRId64 ", %" PRId64 ", want none negative",
+                            "mla_run: %s: got strides %" PRId64 ", %" PRId64
+                            ", want none negative and a tensor below 2^63 bytes",
                             s->name, t->stride[0], t->stride[1]);
         return MLA_OK;
     }
@@ -44,9 +49,14 @@ static mla_status check_layout(const struct shape *s)
         return mla_fail(MLA_ERR_ARGUMENT,
                         "mla_run: %s: got stride[1] %" PRId64 ", want 0 or at least %" PRId64,
                         s->name, inner, s->width);
-    int64_t least = (s->columns - 1) * inner + s->width;
-    int64_t outer = mla_stride0(t, s->columns * inner);
-    int64_t end;
+    if (__builtin_mul_overflow(s->columns, inner, &end) ||
+        __builtin_add_overflow(end, s->width, &more))
+        return mla_fail(MLA_ERR_ARGUMENT,
+                        "mla_run: %s: got stride[1] %" PRId64 " over %" PRId64
+                        " columns, want a tensor below 2^63 bytes",
+                        s->name, inner, s->columns);
+    int64_t least = end - inner + s->width;
+    int64_t outer = mla_stride0(t, end);
     if (s->rows > 1 && outer < least)
         return mla_fail(MLA_ERR_ARGUMENT,
                         "mla_run: %s: got stride[0] %" PRId64 ", want 0 or at least %" PRId64,

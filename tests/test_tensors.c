@@ -98,6 +98,11 @@ static void test_strides(void **state)
     LAYOUT_REFUSES(MLA_FORM_LATENT, t.q_nope.stride[0] = -128, "q_nope: got stride[0] -128");
     LAYOUT_REFUSES(MLA_FORM_LATENT, t.kv_c.stride[0] = 63, "kv_c: got stride[0] 63");
     LAYOUT_REFUSES(MLA_FORM_LATENT, t.out.stride[0] = INT64_MAX / 2, "out: got stride[0]");
+    /* Products of strides that wrap around in 64 bits. */
+    LAYOUT_REFUSES(MLA_FORM_LATENT, t.q_nope.stride[1] = INT64_MAX / 2, "q_nope: got stride[1]");
+    LAYOUT_REFUSES(MLA_FORM_LATENT, t.q_nope.stride[1] = INT64_C(1) << 62, "q_nope: got stride[1]");
+    LAYOUT_REFUSES(MLA_FORM_LATENT, t.lse.stride[0] = INT64_MAX / 2, "lse: got strides");
+    LAYOUT_REFUSES(MLA_FORM_LATENT, t.lse.stride[1] = INT64_C(1) << 62, "lse: got strides");
     LAYOUT_REFUSES(MLA_FORM_LATENT, t.lse.stride[1] = -1, "lse: got strides");
     LAYOUT_REFUSES(MLA_FORM_LATENT, t.q_pe.data = (char *)room + 2, "q_pe: got address");
     LAYOUT_REFUSES(MLA_FORM_LATENT, t.topk_indices.stride[0] = 3, "topk_indices: got stride[0] 3");
