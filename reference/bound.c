@@ -257,6 +257,19 @@ static bool scan_values(struct work *w)
     return true;
 }
 
+/* Zeros in place of n keys that are not finite: rows that see one have no bound, and the others'
+ * must not depend on it. */
+static void drop_nonfinite(double *c, int64_t n, int64_t ld)
+{
+    for (int64_t i = 0; i < n; i++) {
+        double sum = 0; /* 0 · x is 0 for finite x only */
+        for (int64_t l = 0; l < ld; l++)
+            sum += 0 * c[i * ld + l];
+        if (sum != 0)
+            memset(c + i * ld, 0, (size_t)ld * sizeof *c);
+    }
+}
+
 /* v2[h][c] = sum over the group's keys of v_jc^2 = w_c · (sum_j c_j c_j^T) · w_c. */
 static void gram_values(struct work *w, const struct group *g)
 {
@@ -281,6 +294,7 @@ static void gram_values(struct work *w, const struct group *g)
                 for (int64_t i = 0; i < m; i++)
                     index[i] = g->list ? g->list[j + i] : (int32_t)(j + i);
                 mla_cache_rows_f64(p, w->t, &w->request, w->seq_len_kv, index, 0, m, c, ld, NULL);
+                drop_nonfinite(c, m, ld);
                 cblas_dsyrk(CblasRowMajor, CblasUpper, CblasTrans, (int)L, (int)m, 1, c, (int)ld, 1,
                             w->gram + k * L * L, (int)L);
             }

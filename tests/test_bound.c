@@ -293,6 +293,36 @@ static void gram_agrees(void **state)
     }
 }
 
+/* A key that holds NaN changes no bound of a row that does not see it, by either path. */
+static void unseen_nan_keeps_bounds(void **state)
+{
+    (void)state;
+    static const char text[] =
+        "attend b=1 sq=4 skv=600 hq=2 rank=32 nope=16 rope=8 v=24 fill=diffuse";
+    for (int path = 1; path <= 2; path++) {
+        struct mla_case c;
+        struct reference a, b;
+        make(&c, text);
+        mla_rounding rounding =
+            mla_rounding_of(&c.problem, MLA_BACKEND_CUDA, MLA_PRECISION_FP32, 0, MLA_BF16);
+        mla_bound_path = path;
+        assert_int_equal(reference(&c, &rounding, NULL, 0, &a), MLA_OK);
+        ((uint16_t *)c.tensors.kv_c.data)[599 * 32 + 5] = 0x7FC0; /* the last query sees it */
+        assert_int_equal(reference(&c, &rounding, NULL, 0, &b), MLA_OK);
+        mla_bound_path = 0;
+        int64_t n = 3 * a.H * a.d;
+        assert_true(isnan(b.out[n]));
+        for (int64_t i = 0; i < n; i++) {
+            assert_true(close_to(a.out[i], b.out[i], 10));
+            assert_true(fabs(b.hard[i] / a.hard[i] - 1) < 0.01);
+            assert_true(fabs(b.stat[i] / a.stat[i] - 1) < 0.05);
+        }
+        reference_free(&a);
+        reference_free(&b);
+        mla_case_free(&c);
+    }
+}
+
 /* A sample of rows gives what all rows give, and threads change no bit. */
 static void samples_and_threads(void **state)
 {
@@ -359,9 +389,9 @@ static void bad_arguments(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(agrees_with_oracle), cmocka_unit_test(samples_and_threads),
-        cmocka_unit_test(bad_arguments),      cmocka_unit_test(gram_agrees),
-        cmocka_unit_test(bounds_hold),
+        cmocka_unit_test(agrees_with_oracle),      cmocka_unit_test(samples_and_threads),
+        cmocka_unit_test(bad_arguments),           cmocka_unit_test(gram_agrees),
+        cmocka_unit_test(unseen_nan_keeps_bounds), cmocka_unit_test(bounds_hold),
     };
     return cmocka_run_group_tests_name("bound", tests, NULL, NULL);
 }
