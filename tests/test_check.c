@@ -290,7 +290,12 @@ static void non_finite_keys(void **state)
     compute(&r, MLA_ROUTE_AUTO, MLA_PRECISION_FP32);
     assert_true(isnan(*value(&r, 30, 0, 0)) && !isnan(*value(&r, 29, 0, 0)));
     assert_int_equal(judge(&r), MLA_PASS);
+    *value(&r, 30, 0, 0) = INFINITY; /* which of the two may depend on the order of sums */
+    assert_int_equal(judge(&r), MLA_PASS);
     *value(&r, 29, 0, 0) = NAN;
+    assert_int_equal(judge(&r), MLA_FAIL); /* never on the CPU */
+    assert_int_equal(r.report.out.nonfinite, 1);
+    r.options.nonfinite_may_spread = true;
     assert_int_equal(judge(&r), MLA_PASS);
     *value(&r, 35, 0, 0) = 1;
     assert_int_equal(judge(&r), MLA_FAIL);
@@ -298,6 +303,37 @@ static void non_finite_keys(void **state)
     *value(&r, 50, 0, 0) = NAN;
     assert_int_equal(judge(&r), MLA_FAIL);
     assert_int_equal(r.report.out.nonfinite, 1);
+    done(&r);
+
+    /* NaN in every query: both sides agree, and nothing was compared. */
+    make(&r, SMALL "seed=6");
+    uint16_t *q = r.c.tensors.q_nope.data;
+    for (int64_t i = 0; i < 80 * 4; i++)
+        q[i * 32] = 0x7FC0;
+    compute(&r, MLA_ROUTE_AUTO, MLA_PRECISION_FP32);
+    assert_int_equal(judge(&r), MLA_WEAK);
+    done(&r);
+}
+
+/* A row that sees no key has lse -inf, also beside a key that holds NaN. */
+static void empty_rows_beside_nan(void **state)
+{
+    (void)state;
+    struct run r;
+    make(&r, SMALL "seed=6 mask=1");
+    uint16_t *c = r.c.tensors.kv_c.data;
+    int32_t *mask = r.c.tensors.mask.data;
+    c[20 * 64 + 3] = 0x7FC0;
+    for (int64_t w = 0; w < 10; w++) {
+        mask[0 * 10 + w] = 0;
+        mask[1 * 10 + w] = -1;
+    }
+    compute(&r, MLA_ROUTE_AUTO, MLA_PRECISION_FP32);
+    float *lse = r.lse;
+    assert_true(lse[0] == -INFINITY && isnan(lse[4]));
+    assert_int_equal(judge(&r), MLA_PASS);
+    lse[0] = NAN;
+    assert_int_equal(judge(&r), MLA_FAIL);
     done(&r);
 }
 
@@ -332,9 +368,11 @@ static void report_as_json(void **state)
     start(&r, SMALL "seed=8");
     *value(&r, 3, 0, 0) = INFINITY;
     assert_int_equal(judge(&r), MLA_FAIL);
+    r.c.text[0] = '\0'; /* as for a file, which has no problem string */
     json_t *j = mla_check_json(&r.c, &r.options, &r.report);
     assert_non_null(j);
     assert_string_equal(json_string_value(json_object_get(j, "verdict")), "fail");
+    assert_non_null(strstr(json_string_value(json_object_get(j, "problem")), "latent"));
     json_t *point = json_array_get(json_object_get(j, "points"), 0);
     assert_string_equal(json_string_value(json_object_get(point, "got")), "inf");
     assert_int_equal(json_integer_value(json_object_get(point, "row")), 3);
@@ -383,10 +421,15 @@ int main(int argc, char **argv)
 {
     show = argc > 1 && strcmp(argv[1], "--show") == 0 ? stdout : NULL;
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(spoilt_elements), cmocka_unit_test(clusters),
-        cmocka_unit_test(hints),           cmocka_unit_test(weak_and_mistrusted),
-        cmocka_unit_test(non_finite_keys), cmocka_unit_test(modes_and_samples),
-        cmocka_unit_test(report_as_json),  cmocka_unit_test(allocations_and_arguments),
+        cmocka_unit_test(spoilt_elements),
+        cmocka_unit_test(clusters),
+        cmocka_unit_test(hints),
+        cmocka_unit_test(weak_and_mistrusted),
+        cmocka_unit_test(non_finite_keys),
+        cmocka_unit_test(empty_rows_beside_nan),
+        cmocka_unit_test(modes_and_samples),
+        cmocka_unit_test(report_as_json),
+        cmocka_unit_test(allocations_and_arguments),
         cmocka_unit_test(cpu_passes),
     };
     return cmocka_run_group_tests_name("check", tests, open_context, close_context);

@@ -35,6 +35,7 @@ struct judge {
     double sum[2]; /* of err / sigma: lse, max_logits */
     int64_t summed[2];
     int64_t zeros, most_keys;
+    int64_t compared; /* elements of out that are finite on both sides */
 };
 
 /* The request that holds a row: the only one whose start is <= row < end. */
@@ -246,15 +247,28 @@ static bool is_poison(const void *data, mla_dtype type, int64_t i)
     return true;
 }
 
+/* What passes where got is not what the reference has: nothing; NaN and inf for each other (their
+ * meeting depends on the order of sums); NaN for anything. */
+enum tolerance { TOLERATE_NOTHING, TOLERATE_KIND, TOLERATE_NAN };
+
+/* A request with a key that holds NaN or inf, seen by some row of it. */
+static enum tolerance tolerance_of(const struct judge *j, int64_t request)
+{
+    return !j->poisoned[request]        ? TOLERATE_NOTHING
+           : j->o->nonfinite_may_spread ? TOLERATE_NAN
+                                        : TOLERATE_KIND;
+}
+
 /* One element: counts it, returns whether it is bad (H or not finite). */
 static bool judge_element(struct mla_check_tensor *t, double want, double got, double hard,
-                          bool poison, bool may_be_nan)
+                          bool poison, enum tolerance tolerance)
 {
     t->elements++;
     if (!isfinite(want) || !isfinite(got)) {
         if (isnan(want) ? isnan(got) : got == want)
             return false;
-        if (may_be_nan && !poison && (isnan(got) || (!isfinite(want) && !isfinite(got))))
+        bool kind = tolerance != TOLERATE_NOTHING && !isfinite(want) && !isfinite(got);
+        if (!poison && (kind || (tolerance == TOLERATE_NAN && isnan(got))))
             return false;
         t->bad++;
         if (poison)
@@ -289,7 +303,10 @@ static void judge_scalar(struct judge *j, struct mla_check_tensor *t, struct mla
     mla_dtype type = j->result->lse_dtype;
     mla_load_f64(type, (const char *)data + (size_t)flat * mla_dtype_bytes(type), 1, &x->got);
     bool poison = isnan(x->got) && is_poison(data, type, flat);
-    bool bad = judge_element(t, x->want, x->got, x->hard, poison, j->poisoned[x->request]);
+    enum tolerance tolerance = tolerance_of(j, x->request);
+    if (tolerance == TOLERATE_KIND && x->want == -INFINITY) /* a row without keys */
+        tolerance = TOLERATE_NOTHING;
+    bool bad = judge_element(t, x->want, x->got, x->hard, poison, tolerance);
     if (isfinite(x->want) && isfinite(x->got) && !isinf(x->hard)) {
         double err = x->got - x->want, units = err == 0 ? 0 : err / sigma;
         x->statistical = fmin(x->hard, 6 * sigma);
@@ -316,6 +333,7 @@ static void judge_row(struct judge *j, int64_t i, int64_t h)
                                 .head = h,
                                 .request = b,
                                 .position = row - j->p->cu_seqlens_q[b]};
+    enum tolerance tolerance = tolerance_of(j, b);
     double z = 0;
     int64_t judged = 0, bad = 0;
     for (int64_t c = 0; c < j->d; c++) {
@@ -328,7 +346,7 @@ static void judge_row(struct judge *j, int64_t i, int64_t h)
         x.got = got;
         x.hard = j->hard[e];
         x.statistical = j->stat[e];
-        if (judge_element(&r->out, want, got, j->hard[e], poison, j->poisoned[b])) {
+        if (judge_element(&r->out, want, got, j->hard[e], poison, tolerance)) {
             mla_cluster_bad(j->cluster, b, row, h, c);
             keep_point(r, &x);
             bad++;
@@ -338,6 +356,7 @@ static void judge_row(struct judge *j, int64_t i, int64_t h)
         if (!isfinite(want) || !isfinite(got))
             continue;
         double err = fabs(got - want);
+        j->compared++;
         j->xy += got * want;
         j->xx += got * got;
         j->yy += want * want;
@@ -473,6 +492,11 @@ static void decide(struct judge *j, const char *mistrust)
     r->verdict = MLA_WEAK;
     if (r->out.elements == 0) {
         snprintf(r->reason, sizeof r->reason, "nothing to compare: no query rows");
+        return;
+    }
+    if (j->compared == 0) {
+        snprintf(r->reason, sizeof r->reason,
+                 "nothing to compare: no output is finite, in the reference neither");
         return;
     }
     if (j->most_keys < 2) {

@@ -26,8 +26,10 @@ struct mla_check_options {
     enum mla_verdict_mode mode;
     int64_t rows; /* > 0: seeded sample of that many query rows; 0 = all */
     uint64_t sample_seed;
-    const char *name;  /* what is judged: kernel, file */
-    const char *rerun; /* command line that reruns it, or NULL */
+    bool nonfinite_may_spread; /* GPU: where some row of a request sees NaN or inf, all of its rows
+                                  may be NaN; false: only rows that see it */
+    const char *name;          /* what is judged: kernel, file */
+    const char *rerun;         /* command line that reruns it, or NULL */
 };
 
 enum mla_verdict { MLA_PASS = 0, MLA_WEAK, MLA_MISTRUSTED, MLA_FAIL };

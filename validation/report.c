@@ -3,6 +3,7 @@
 #include "validation/check.h"
 
 #include "common/kernel.h"
+#include "common/text.h"
 
 #include <inttypes.h>
 #include <jansson.h>
@@ -93,32 +94,39 @@ static void name_point(char *text, size_t bytes, const struct mla_check_point *x
                          : snprintf(text + n, bytes - (size_t)n, "]");
 }
 
-/* The problem in one line: its string, or what a file holds. */
-static void print_case(FILE *to, const struct mla_case *c)
+/* What a file holds, which has no problem string. */
+static void describe_file(const struct mla_case *c, char *text, size_t bytes)
 {
     const mla_problem *p = &c->problem;
-    if (c->text && *c->text) {
-        fprintf(to, "%s", c->text);
-        return;
-    }
+    struct mla_text t = {.at = text, .bytes = bytes};
     int64_t longest = 0;
     for (int64_t b = 0; b < p->batch; b++)
         longest = p->seq_lens_kv[b] > longest ? p->seq_lens_kv[b] : longest;
-    fprintf(to, "%s b=%" PRId64 " queries=%" PRId64 " skv<=%" PRId64 " hq=%" PRId64,
-            mla_form_name(p->form), p->batch, mla_total_q(p), longest, p->heads_q);
+    mla_text_add(&t, "%s b=%" PRId64 " queries=%" PRId64 " skv<=%" PRId64 " hq=%" PRId64,
+                 mla_form_name(p->form), p->batch, mla_total_q(p), longest, p->heads_q);
     if (p->topk)
-        fprintf(to, " topk=%" PRId64, p->topk);
+        mla_text_add(&t, " topk=%" PRId64, p->topk);
     if (p->form != MLA_FORM_EXPANDED)
-        fprintf(to, " cache=%s", mla_cache_format_name(p->cache_format));
+        mla_text_add(&t, " cache=%s", mla_cache_format_name(p->cache_format));
     if (*c->fill)
-        fprintf(to, " fill=%s seed=%" PRIu64, c->fill, c->seed);
+        mla_text_add(&t, " fill=%s seed=%" PRIu64, c->fill, c->seed);
+}
+
+/* The problem in one line: its string, or in text what a file holds. */
+static const char *case_line(const struct mla_case *c, char *text, size_t bytes)
+{
+    if (c->text && *c->text)
+        return c->text;
+    describe_file(c, text, bytes);
+    return text;
 }
 
 void mla_check_print(FILE *to, const struct mla_case *c, const struct mla_check_options *o,
                      const struct mla_check_report *r)
 {
-    fprintf(to, "%-4s  %s  ", verdict_name(r->verdict), o->name ? o->name : "result");
-    print_case(to, c);
+    char line[256];
+    fprintf(to, "%-4s  %s  %s", verdict_name(r->verdict), o->name ? o->name : "result",
+            case_line(c, line, sizeof line));
     if (o->rows > 0 && o->rows < mla_total_q(&c->problem))
         fprintf(to, "  (%" PRId64 " of %" PRId64 " query rows)", o->rows, mla_total_q(&c->problem));
     if (r->verdict != MLA_FAIL) {
@@ -226,12 +234,12 @@ struct json_t *mla_check_json(const struct mla_case *c, const struct mla_check_o
             json_object_set_new(p, "statistical", number(x->statistical));
         json_array_append_new(points, p);
     }
-    char verdict[16];
+    char verdict[16], line[256];
     snprintf(verdict, sizeof verdict, "%s",
              r->verdict == MLA_FAIL ? "fail" : verdict_name(r->verdict));
     json_object_set_new(j, "verdict", json_string(verdict));
     json_object_set_new(j, "name", json_string(o->name ? o->name : ""));
-    json_object_set_new(j, "problem", json_string(c->text ? c->text : ""));
+    json_object_set_new(j, "problem", json_string(case_line(c, line, sizeof line)));
     json_object_set_new(j, "fill", json_string(c->fill));
     json_object_set_new(j, "seed", json_integer((json_int_t)c->seed));
     json_object_set_new(j, "mode", json_string(modes[o->mode]));

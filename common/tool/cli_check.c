@@ -75,10 +75,10 @@ static void rerun_line(const struct check_command *o, const char *source, char *
     add_quoted(&t, source);
 }
 
-/* Compares, prints, counts. */
+/* Compares, prints, counts. backend: what computed the result. */
 static mla_status judge(struct check_command *o, const struct mla_case *k, const char *source,
                         const char *name, const struct mla_result *result,
-                        const mla_rounding *rounding)
+                        const mla_rounding *rounding, mla_backend backend)
 {
     size_t bytes = strlen(source) * 4 + (o->against ? strlen(o->against) * 4 : 0) + 512;
     char *rerun = mla_alloc(bytes, 1);
@@ -90,6 +90,7 @@ static mla_status judge(struct check_command *o, const struct mla_case *k, const
                                         .mode = mode_of(o),
                                         .rows = o->rows,
                                         .sample_seed = (uint64_t)o->sample_seed,
+                                        .nonfinite_may_spread = backend != MLA_BACKEND_CPU,
                                         .name = name,
                                         .rerun = rerun};
     struct mla_check_report report;
@@ -152,7 +153,7 @@ static mla_status check_run(struct check_command *o, struct mla_case *k, const c
         char name[160];
         name_run(requests, p->batch, name, sizeof name);
         const struct mla_result result = {r.out_dtype, r.lse_dtype, r.out, r.lse, r.max_logits};
-        status = judge(o, k, source, name, &result, rounding);
+        status = judge(o, k, source, name, &result, rounding, MLA_BACKEND_CPU);
     }
     mla_free(requests);
     mla_free(rounding);
@@ -200,7 +201,7 @@ static mla_status check_against(struct check_command *o, struct mla_case *k, con
     if (!status) {
         const struct mla_result result = {file.out_dtype, file.lse_dtype, file.out, file.lse,
                                           file.max_logits};
-        status = judge(o, k, source, o->against, &result, rounding);
+        status = judge(o, k, source, o->against, &result, rounding, backend);
     }
     mla_free(rounding);
     mla_result_free(&file);
