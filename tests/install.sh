@@ -110,4 +110,12 @@ done
 if [ -x "$work/shared/bin/mla" ]; then
     quietly "$work/shared/bin/mla" --version
     say "bin/mla --version: ok"
+    # README's support table names every kernel of this build.
+    for kernel in $("$work/shared/bin/mla" info | awk '/^kernel / { on = 1; next } on && NF { print $1 }'); do
+        grep -q "\`$kernel\`" "$source/README.md" || {
+            echo "FAIL: README.md does not mention the kernel $kernel"
+            exit 1
+        }
+    done
+    say "README names every kernel: ok"
 fi
