@@ -280,7 +280,9 @@ static void run_shape(const struct shape *s, const struct ceilings *ceil)
     double flop = 2.0 * pairs * s->heads * (D + L), rate = flop / ms * 1e-9;
     double bytes = (s->topk ? pairs : (double)slots) * (s->fp8 ? FP8_ROW_BYTES : 2 * D) +
                    (double)tokens * s->heads * (D + L) * 2;
-    double memory = s->topk == 0 ? ceil->read : s->keys <= 8192 ? ceil->gather_8k : ceil->gather_32k;
+    double memory = s->topk == 0      ? ceil->read
+                    : s->keys <= 8192 ? ceil->gather_8k
+                                      : ceil->gather_32k;
     printf("%-34s %8.4f ms %6.1f TFLOP/s %5.1f%% of mma %6.0f GB/s %5.1f%% of %s  splits %d\n",
            s->name, ms, rate, rate / ceil->mma * 100, bytes / ms * 1e-6,
            bytes / ms * 1e-6 / memory * 100, s->topk ? "gather" : "read", (int)job.num_splits);
@@ -301,9 +303,8 @@ static struct ceilings measure_ceilings(int processors)
     size_t bytes = (size_t)2 << 30;
     char *memory = device<char>(bytes);
     fill_bf16<<<4096, 256>>>((uint16_t *)memory, bytes / 2, 3);
-    ms = median_ms([&] {
-        read_loop<<<8 * processors, 512>>>((uint4 *)memory, bytes / 16, (uint32_t *)out);
-    });
+    ms = median_ms(
+        [&] { read_loop<<<8 * processors, 512>>>((uint4 *)memory, bytes / 16, (uint32_t *)out); });
     c.read = bytes / ms * 1e-6;
     int32_t *lists = device<int32_t>(4096 * 2048);
     for (int bits = 13; bits <= 15; bits += 2) {

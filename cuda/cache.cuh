@@ -133,13 +133,14 @@ __device__ __forceinline__ uint4 dequant_chunk(int format, const char *row, int 
             *(const uint2 *)(row + 8 * chunk),
             ue8m0(((const uint8_t *)row)[MODEL1_DATA_BYTES + 8 * chunk / MODEL1_TILE]));
     case MLA_CACHE_V41:
-        return dequant_e4m3x8<T>(
-            *(const uint2 *)(row + 8 * chunk),
-            ue8m0(((const uint8_t *)row)[V41_DATA_BYTES + 8 * chunk / V41_TILE]));
+        return dequant_e4m3x8<T>(*(const uint2 *)(row + 8 * chunk),
+                                 ue8m0((
+                                     (const uint8_t *)row)[V41_DATA_BYTES + 8 * chunk / V41_TILE]));
     default: /* MLA_CACHE_NVFP4_DS_MLA */
         if (chunk >= PACKED_LATENT / 8)
-            return dequant_e4m3x8<T>(
-                *(const uint2 *)(row + NVFP4_ROPE_AT + 8 * (chunk - PACKED_LATENT / 8)), 1.0f);
+            return dequant_e4m3x8<T>(*(const uint2 *)(row + NVFP4_ROPE_AT +
+                                                      8 * (chunk - PACKED_LATENT / 8)),
+                                     1.0f);
         int block = 8 * chunk / NVFP4_TILE;
         float scale =
             e4m3x2(((const uint8_t *)row)[NVFP4_SCALES_AT + 8 * (block & 3) + (block >> 2)]).x;

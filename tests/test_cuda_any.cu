@@ -89,9 +89,7 @@ static double from_bits(mla_dtype t, uint16_t b)
         return f;
     }
     int e = b >> 10 & 31, m = b & 1023;
-    double v = e == 31 ? (m ? NAN : INFINITY)
-               : e     ? ldexp(1024 + m, e - 25)
-                       : ldexp(m, -24);
+    double v = e == 31 ? (m ? NAN : INFINITY) : e ? ldexp(1024 + m, e - 25) : ldexp(m, -24);
     return b >> 15 ? -v : v;
 }
 static double e4m3_value(uint8_t b)
@@ -118,7 +116,7 @@ static uint8_t e4m3_code(enum fill fill)
 struct reference_args {
     const uint16_t *q; /* packed copies */
     bool bf16;
-    const double *k;   /* exact rows [slot][d] */
+    const double *k;      /* exact rows [slot][d] */
     const int64_t *first; /* [rows/heads + 1] into slots */
     const int32_t *slots;
     int64_t rows;
@@ -377,7 +375,8 @@ static void make_data(const struct test_case *t, struct data *d)
     mla_tensors *x = &d->tensors;
 
     /* Queries. */
-    int64_t q_head = D + (t->odd_strides ? 1 : 0), q_token = t->heads * q_head + (t->odd_strides ? 3 : 0);
+    int64_t q_head = D + (t->odd_strides ? 1 : 0),
+            q_token = t->heads * q_head + (t->odd_strides ? 3 : 0);
     double factor = t->fill == DIFFUSE ? 0.1 : t->fill == LARGE ? 8 : t->fill == COUNTING ? 0 : 1;
     std::vector<uint16_t> q(d->tokens * q_token + 16, 0x7FFF);
     d->q.resize(d->tokens * t->heads * D);
@@ -441,8 +440,9 @@ static void make_data(const struct test_case *t, struct data *d)
                     int32_t v = run[b] ? (int32_t)(next32() % run[b]) : -1;
                     if (e < count) {
                         if (empty || (t->holes && next32() % 9 == 0) || v < 0 || mark[v] == token)
-                            v = next32() % 3 == 0 ? -1 : next32() & 1 ? run[b] + (int)(next32() % 50)
-                                                                      : (int)0x80000000;
+                            v = next32() % 3 == 0 ? -1
+                                : next32() & 1    ? run[b] + (int)(next32() % 50)
+                                                  : (int)0x80000000;
                         else
                             mark[v] = (int32_t)token;
                     } else {
@@ -475,11 +475,13 @@ static void make_data(const struct test_case *t, struct data *d)
         }
 
     /* The cache: NaN everywhere, records where some row looks. */
-    bool packed = t->format >= MLA_CACHE_FP8_DS_MLA, footer = t->format == MLA_CACHE_MODEL1 || t->format == MLA_CACHE_V41;
+    bool packed = t->format >= MLA_CACHE_FP8_DS_MLA,
+         footer = t->format == MLA_CACHE_MODEL1 || t->format == MLA_CACHE_V41;
     int64_t record = mla_cache_row_bytes(t->format, L, t->rope);
     int64_t row = footer || !t->odd_strides ? record : record + (packed ? 4 : 2);
     int64_t data_row = t->format == MLA_CACHE_MODEL1 ? MODEL1_DATA_BYTES
-                       : t->format == MLA_CACHE_V41 ? V41_DATA_BYTES : row;
+                       : t->format == MLA_CACHE_V41  ? V41_DATA_BYTES
+                                                     : row;
     int64_t footer_row = record - data_row;
     d->k.assign((wanted.size()) * D, 0);
     if (t->page) {
@@ -508,8 +510,10 @@ static void make_data(const struct test_case *t, struct data *d)
         p->num_pages = pages;
         p->max_pages = columns;
     } else {
-        int64_t c_row = 2 * L + (t->odd_strides ? 4 : 0), r_row = 2 * t->rope + (t->odd_strides ? 2 : 0);
-        std::vector<uint8_t> c((d->total_keys + 1) * c_row, 0xFF), r((d->total_keys + 1) * r_row + 1, 0xFF);
+        int64_t c_row = 2 * L + (t->odd_strides ? 4 : 0),
+                r_row = 2 * t->rope + (t->odd_strides ? 2 : 0);
+        std::vector<uint8_t> c((d->total_keys + 1) * c_row, 0xFF),
+            r((d->total_keys + 1) * r_row + 1, 0xFF);
         for (int64_t s = 0; s < d->total_keys; s++)
             if (wanted[s])
                 write_record(t, &c[s * c_row], &r[s * r_row], NULL, &d->k[s * D]);
@@ -639,8 +643,7 @@ static bool run_case(const struct test_case *t)
     int64_t rows = d.tokens * t->heads, D = L + t->rope;
     struct outputs one, two;
     bool ok = run_kernel(t, &d, &one) && run_kernel(t, &d, &two);
-    bool same = ok && one.out == two.out &&
-                !memcmp(one.lse.data(), two.lse.data(), rows * 4) &&
+    bool same = ok && one.out == two.out && !memcmp(one.lse.data(), two.lse.data(), rows * 4) &&
                 !memcmp(one.top.data(), two.top.data(), rows * 4);
 
     /* Reference rows: all of them, or those of every k-th token where there are very many. */
@@ -728,8 +731,9 @@ static bool run_case(const struct test_case *t)
         }
     }
     ok = ok && same && !bad && !bad_lse && !bad_z;
-    printf("%-4s %-26s rows %7ld  of allowed: o %.3f lse %.3f max %.3f  z %.2f%s", ok ? "ok" : "FAIL",
-           t->name, (long)rows, worst, worst_lse, worst_top, worst_z, same ? "" : "  not repeated");
+    printf("%-4s %-26s rows %7ld  of allowed: o %.3f lse %.3f max %.3f  z %.2f%s",
+           ok ? "ok" : "FAIL", t->name, (long)rows, worst, worst_lse, worst_top, worst_z,
+           same ? "" : "  not repeated");
     if (!ok)
         printf("  bad o %ld rows-lse %ld rows-z %ld", (long)bad, (long)bad_lse, (long)bad_z);
     printf("\n");
@@ -782,8 +786,9 @@ static std::vector<struct test_case> cases(void)
         t.base2 = true;
         all.push_back(t);
     }
-    static const mla_cache_format formats[] = {MLA_CACHE_BF16, MLA_CACHE_FP8_DS_MLA, MLA_CACHE_MODEL1,
-                                               MLA_CACHE_V41, MLA_CACHE_NVFP4_DS_MLA};
+    static const mla_cache_format formats[] = {MLA_CACHE_BF16, MLA_CACHE_FP8_DS_MLA,
+                                               MLA_CACHE_MODEL1, MLA_CACHE_V41,
+                                               MLA_CACHE_NVFP4_DS_MLA};
     static const char *const short_names[] = {"16", "fp8", "model1", "v41", "nvfp4"};
     for (int f = 0; f < 5; f++)
         for (int h = 16; h <= 64; h *= 2)
@@ -917,8 +922,8 @@ int main(int argc, char **argv)
                 struct mla_mqa_tile tile = mla_mqa_tile_bf16(rows, rope, packed);
                 struct cudaFuncAttributes attr;
                 CHECK(cudaFuncGetAttributes(&attr, tile.function));
-                printf("tile rows %d rope %d %s: %zu B shared, %d registers, %zu B local\n", rows, rope,
-                       packed ? "packed" : "plain ", tile.shared_bytes + attr.sharedSizeBytes,
+                printf("tile rows %d rope %d %s: %zu B shared, %d registers, %zu B local\n", rows,
+                       rope, packed ? "packed" : "plain ", tile.shared_bytes + attr.sharedSizeBytes,
                        attr.numRegs, attr.localSizeBytes);
                 failed += tile.shared_bytes + attr.sharedSizeBytes > 101376;
             }

@@ -114,8 +114,8 @@ static int64_t splits_of(const struct mla_job *job, int tile, int64_t row_tiles,
     int64_t splits = job->wanted_splits;
     if (splits == 0) {
         int64_t room = ENOUGH_TILES / row_tiles, least = least_keys[tile];
-        if (uses_lists(job)) /* short lists: latency counts, and the gather is dear */
-            least = 1024;
+        if (uses_lists(job)) /* short, and half the latency is worth a few percent of throughput */
+            least = least_keys[0];
         splits = keys / least;
         splits = splits < room ? splits : room;
         splits = splits < MOST_SPLITS ? splits : MOST_SPLITS;
@@ -428,8 +428,7 @@ const struct mla_kernel mla_mqa_any = {
     .routes = MLA_BIT(MLA_ROUTE_SPARSE_MQA) | MLA_BIT(MLA_ROUTE_DENSE_MQA),
     .forms = MLA_BIT(MLA_FORM_ABSORBED),
     .formats = MLA_BIT(MLA_CACHE_BF16) | MLA_BIT(MLA_CACHE_F16) | MLA_BIT(MLA_CACHE_FP8_DS_MLA) |
-               MLA_BIT(MLA_CACHE_MODEL1) | MLA_BIT(MLA_CACHE_V41) |
-               MLA_BIT(MLA_CACHE_NVFP4_DS_MLA),
+               MLA_BIT(MLA_CACHE_MODEL1) | MLA_BIT(MLA_CACHE_V41) | MLA_BIT(MLA_CACHE_NVFP4_DS_MLA),
     .supports = supports,
     .prepare = prepare,
     .release = release,

@@ -8,37 +8,41 @@
  * token of 128. Rows over a list are heads of one token, since each token gathers its own keys.
  *
  * Why this split of the work. mma.sync takes its operands from registers, and shared memory gives
- * 128 B a clock: the bytes that fragments read a mma decide. Each warp therefore
- *   - keeps its part of Q in registers for good (72 a thread): scores read K alone. A warp holds
- *     the columns of its group "dw" of every 64-wide band of d, for 16 or 32 rows:
- *         ROWS   row groups x d groups x key groups   B of shared memory a mma: scores, P·V
- *          16        1 x 2 x 4                              512 + 224                512
- *          32        1 x 4 x 2                              128 + 114                192
- *          64        2 x 4 x 1                              128 +  85                128
- *     (the second summand: partial scores, added up through shared memory);
- *   - owns 64 of the 512 columns of the output for all rows (ROWS / 16 · 32 registers a thread), so
- *     V is read once a tile. mma.sync peaks near one in 1.5 clocks, 192 B, on an H100.
+ * 128 B a clock, so what fragments read a mma decides (an H100 does one mma in 1.5 clocks, 192 B):
+ *   - Q stays in registers (36 or 72 a thread) and scores read K alone. A warp computes 16 rows x
+ *     some keys over its share of every 64-wide band of d; the shares are added up through shared
+ *     memory by the warp that does the softmax of a row.
+ *         ROWS   row x d x key groups of warps   K read by   B a mma: scores + partial sums, P·V
+ *          16           1 x 4 x 2                 one warp       256 + 228                  512
+ *          32           2 x 4 x 1                 two            256 + 228                  192
+ *          64           4 x 2 x 1                 four           256 +  28                  128
+ *   - A warp owns 64 of the 512 output columns for all rows (ROWS / 16 · 32 registers a thread), so
+ *     V is read once a tile.
+ * What bounds it on an H100 is neither: one or two warps a scheduler leave the latency of address
+ * arithmetic and of the softmax in the open. Sixteen warps a block were slower (more reads of K).
  *
- * Timeline of a step (| = barrier):
- *   wait K(i) | copy K(i+1) starts; partial scores | add up, mask, softmax, P | rescale, P·V
+ * Timeline of a step (| = barrier; the second joins only warps that share rows):
+ *   wait K(i) | copy of K(i+1) starts; partial scores | add up, mask, softmax, P | rescale, P·V
  * Packed caches (fp8 and fp4 records) are copied raw and widened to T first:
- *   wait raw(i) | widen K(i); copy raw(i+1) starts | partial scores | ... as above.
+ *   wait raw(i) | widen K(i) | copy of raw(i+1) starts; partial scores | ... as above.
  * Addresses run ahead: positions three steps, page ids two, so that no step waits for a chain
- * list -> page table -> row.
+ * list -> page table -> row. A step none of whose keys the tile sees costs a barrier.
  *
- * Shared memory: plain cache, rope 64; packed cache    ROWS 16         32         64
- *   K rows, 32 x 1152 B, two stages; one               73728; 36864   (same)     (same)
- *   raw records, 32 x 656 B                                0; 20992
- *   partial scores, slots x ROWS x 128 B                    4096       16384      24576
- *   row values                                               64         128        256
- * The largest is 98560 + 32 of 101376 bytes. P of a row takes the first slot of its scores.
- * Registers: 128 a thread for 16 rows (two blocks an SM), 255 for more.
+ * Shared memory, bytes (rope 64): plain cache; packed cache      ROWS 16     32       64
+ *   K rows, 32 x 1152, two stages; one                               73728; 36864
+ *   raw records, 32 x 656                                                0; 20992
+ *   partial scores, slots x ROWS x 128                          8192    16384     8192
+ *   row factors, index of the request                             80      144      272
+ * Q (ROWS x 1152) passes through the same memory at the start. At most 90256 of 101376 bytes.
+ * Registers: 128 a thread for 16 and 32 rows (two blocks an SM; sm_12x: 16 rows only), 255 for 64;
+ * spills are listed in docs/performance.md.
  *
  * NaN. A key that the tile does not see is copied as zeros, and its score is -inf: what an invisible
  * slot holds reaches nothing. A key that one row of the tile sees is multiplied by P = 0 in others.
  * Rounding. Scores and output accumulate in fp32; P = 2^(score - running max), at most 1, rounded to
  * T; the row sum adds unrounded P in fp32. (A maximum that is followed late would rescale less, but
- * the heaviest key's P would no longer be exactly 1: errors of peaked rows grow by half.) One order of additions: results repeat bit by bit.
+ * the heaviest key's P would no longer be exactly 1: errors of peaked rows grow by half.) One order
+ * of additions: results repeat bit by bit.
  * Limits. Latent width 512, rope 64 or 0. Rows of a request and cache slots below 2^31. */
 #ifndef MLA_CUDA_ANY_MQA_CUH
 #define MLA_CUDA_ANY_MQA_CUH
@@ -53,15 +57,22 @@ static const int WARPS = THREADS / 32;
 static const int OUT_TILES = MLA_MQA_LATENT / WARPS / 8; /* 8-wide output tiles of a warp */
 static const int RAW_PITCH = FP8_ROW_BYTES;              /* the longest record */
 static const int MAX_SHARED = 101376;
+/* Two blocks of these tiles share an SM; sm_12x has room for one, which then has all registers. */
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1200
+static const int MOST_ROWS_OF_TWO_BLOCKS = 16;
+#else
+static const int MOST_ROWS_OF_TWO_BLOCKS = 32;
+#endif
 
 template <int ROWS, int ROPE, bool PACKED> struct tile {
     static const int row_groups = ROWS / 16; /* 16 rows of scores a warp */
     static const int d_groups = ROWS == 64 ? 2 : 4;
     static const int key_groups = WARPS / row_groups / d_groups;
-    static const int n_tiles = KEYS / key_groups / 8;        /* of a warp's scores */
-    static const int n_step = ROWS == 64 ? 4 : 2;            /* of them computed together */
-    static const int bands = (MLA_MQA_LATENT + ROPE) / 64;   /* of 64 columns of d */
-    static const int q_frags = 4 / d_groups;                 /* 16-wide fragments a band */
+    static const int n_tiles = KEYS / key_groups / 8;      /* of a warp's scores */
+    static const int n_step = ROWS == 64 ? 4 : 2;          /* of them computed together */
+    static const int ahead = ROWS == 64 ? 3 : 1;           /* fragment loads in flight */
+    static const int bands = (MLA_MQA_LATENT + ROPE) / 64; /* of 64 columns of d */
+    static const int q_frags = 4 / d_groups;               /* 16-wide fragments a band */
     static const int row_bytes = (MLA_MQA_LATENT + ROPE) * 2;
     static const int stage_bytes = KEYS * row_bytes;
     static const int stages = PACKED ? 1 : 2;
@@ -98,13 +109,13 @@ template <class S> struct place_of_warp {
 struct work {
     struct mla_mqa_request r;
     int split;
-    int row0, rows;          /* rows of the request (token · heads + head) */
+    int row0, rows; /* rows of the request (token · heads + head) */
     int seq_len;
-    int end;                 /* keys at or past it are invisible to the whole tile */
-    int count;               /* entries to walk: end, or the counted part of the list */
-    int token0, tokens;      /* query tokens of the tile, token0 within the request */
-    const int32_t *list;     /* or NULL */
-    const int32_t *pages;    /* row of the page table, or NULL */
+    int end;              /* keys at or past it are invisible to the whole tile */
+    int count;            /* entries to walk: end, or the counted part of the list */
+    int token0, tokens;   /* query tokens of the tile, token0 within the request */
+    const int32_t *list;  /* or NULL */
+    const int32_t *pages; /* row of the page table, or NULL */
 };
 
 /* Exclusive end of what query token i of the request may see. */
@@ -273,15 +284,16 @@ __device__ __forceinline__ uint32_t copy_step(const struct mla_mqa_args &a, cons
         for (int i = 0; i < (RAW_PITCH + 127) / 128; i++)
             if (i * 128 + 16 * part < c.record_bytes)
                 cp_async_cg_16(to + i * 128, src + i * 128, bytes);
-        return visible;
-    }
-    uint32_t to = smem + stage * S::stage_bytes + key * S::row_bytes + ((part ^ (key & 7)) << 4);
+    } else {
+        uint32_t to =
+            smem + stage * S::stage_bytes + key * S::row_bytes + ((part ^ (key & 7)) << 4);
 #pragma unroll
-    for (int i = 0; i < MLA_MQA_LATENT / 64; i++)
-        cp_async_cg_16(to + i * 128, src + i * 128, bytes);
-    if (S::row_bytes > 2 * MLA_MQA_LATENT)
-        cp_async_cg_16(to + 2 * MLA_MQA_LATENT,
-                       c.rope + __shfl_sync(0xFFFFFFFFu, place.other, key) + 16 * part, bytes);
+        for (int i = 0; i < MLA_MQA_LATENT / 64; i++)
+            cp_async_cg_16(to + i * 128, src + i * 128, bytes);
+        if (S::row_bytes > 2 * MLA_MQA_LATENT)
+            cp_async_cg_16(to + 2 * MLA_MQA_LATENT,
+                           c.rope + __shfl_sync(0xFFFFFFFFu, place.other, key) + 16 * part, bytes);
+    }
     return visible;
 }
 
@@ -312,8 +324,7 @@ template <class S, class T> __device__ __forceinline__ void widen(int format, ch
 
 /* Bytes of the pair of scores p (keys 2p, 2p+1) of a row. The swizzle keeps both the fragments'
  * writes (8 rows x 4 pairs) and the softmax's reads (whole rows) off each other's banks. */
-template <class S, int ROWS>
-__device__ __forceinline__ int score_at(int slot, int row, int pair)
+template <class S, int ROWS> __device__ __forceinline__ int score_at(int slot, int row, int pair)
 {
     int swizzle = (row & 1) << 3 | (row & 2) << 1;
     return S::scores_at + (slot * ROWS + row) * (KEYS * 4) + ((pair ^ swizzle) << 3);
@@ -354,17 +365,16 @@ __device__ __forceinline__ void load_q(const struct mla_mqa_args &a, const struc
     for (int b = 0; b < S::bands; b++)
 #pragma unroll
         for (int f = 0; f < S::q_frags; f++)
-            ldmatrix_x4(q[b][f], smem + row * S::row_bytes + b * 128 +
-                                     (((chunk + 2 * f) ^ (row & 7)) << 4));
+            ldmatrix_x4(q[b][f],
+                        smem + row * S::row_bytes + b * 128 + (((chunk + 2 * f) ^ (row & 7)) << 4));
     __syncthreads();
 }
 
 /* This warp's share of the scores: its 16 rows, n_step of its key tiles from tile n0, its columns of
  * d. A load brings 16 keys x 16 columns. */
 template <class S, class T>
-__device__ __forceinline__ void partial_scores(uint32_t k_smem, int n0,
-                                               uint32_t q[S::bands][S::q_frags][4],
-                                               float s[S::n_step][4])
+__device__ __forceinline__ void
+partial_scores(uint32_t k_smem, int n0, uint32_t q[S::bands][S::q_frags][4], float s[S::n_step][4])
 {
     int lane = threadIdx.x % 32;
     struct place_of_warp<S> at(threadIdx.x / 32);
@@ -376,17 +386,25 @@ __device__ __forceinline__ void partial_scores(uint32_t k_smem, int n0,
 #pragma unroll
         for (int e = 0; e < 4; e++)
             s[n][e] = 0;
+    /* Loads run ahead of the products: with two warps a scheduler nothing else hides their latency. */
+    const int loads_frag = S::n_step / 2, loads = S::bands * S::q_frags * loads_frag;
+    uint32_t k[S::ahead + 1][4];
 #pragma unroll
-    for (int b = 0; b < S::bands; b++)
-#pragma unroll
-        for (int f = 0; f < S::q_frags; f++)
-#pragma unroll
-            for (int n = 0; n < S::n_step; n += 2) {
-                uint32_t k[4];
-                ldmatrix_x4(k, (from ^ f << 5) + (n0 + n) * 8 * S::row_bytes + b * 128);
-                T::mma(s[n], q[b][f], k[0], k[1]);
-                T::mma(s[n + 1], q[b][f], k[2], k[3]);
-            }
+    for (int i = 0; i < loads + S::ahead; i++) {
+        if (i < loads) {
+            int n = i % loads_frag * 2, f = i / loads_frag % S::q_frags;
+            int b = i / loads_frag / S::q_frags;
+            ldmatrix_x4(k[i % (S::ahead + 1)],
+                        (from ^ f << 5) + (n0 + n) * 8 * S::row_bytes + b * 128);
+        }
+        if (i >= S::ahead) {
+            int j = i - S::ahead, n = j % loads_frag * 2;
+            const uint32_t *fresh = k[j % (S::ahead + 1)];
+            const uint32_t *q_frag = q[j / loads_frag / S::q_frags][j / loads_frag % S::q_frags];
+            T::mma(s[n], q_frag, fresh[0], fresh[1]);
+            T::mma(s[n + 1], q_frag, fresh[2], fresh[3]);
+        }
+    }
 }
 
 /* Partial scores to where the warp that finishes the row will read them. */
@@ -409,13 +427,13 @@ __device__ __forceinline__ void store_scores(char *shared, int n0, float s[S::n_
             own[n % S::pairs][0] = upper ? s[n][2] : s[n][0];
             own[n % S::pairs][1] = upper ? s[n][3] : s[n][1];
         }
-        return;
-    }
+    } else {
 #pragma unroll
-    for (int n = 0; n < S::n_step; n++) {
-        int tile = at.key_group * S::n_tiles + n0 + n;
-        *(float2 *)(shared + (to ^ tile << 5)) = make_float2(s[n][0], s[n][1]);
-        *(float2 *)(shared + (to ^ tile << 5) + 8 * KEYS * 4) = make_float2(s[n][2], s[n][3]);
+        for (int n = 0; n < S::n_step; n++) {
+            int tile = at.key_group * S::n_tiles + n0 + n;
+            *(float2 *)(shared + (to ^ tile << 5)) = make_float2(s[n][0], s[n][1]);
+            *(float2 *)(shared + (to ^ tile << 5) + 8 * KEYS * 4) = make_float2(s[n][2], s[n][3]);
+        }
     }
 }
 
@@ -469,6 +487,7 @@ __device__ __forceinline__ bool softmax_step(char *shared, const float own[S::pa
     float reference = st->max_log2 == -INFINITY ? 0 : st->max_log2;
     float factor = st->max_log2 == before ? 1 : ex2_approx_ftz(before - reference);
     st->sum *= factor;
+    __syncwarp(); /* P goes where the row's scores were: all lanes have read them */
 #pragma unroll
     for (int j = 0; j < S::pairs; j++) {
         int pair = j * S::lanes_row + in_row;
@@ -566,8 +585,8 @@ __device__ __forceinline__ void store_row(const struct mla_mqa_args &a, const st
         a.part_max[part] = st.max_log2;
     } else {
         int64_t token = w.r.q_start + at / a.heads;
-        factor = finish_row(st.max_log2, st.sum, a.sink != NULL, a.sink ? a.sink[head] : 0,
-                            &lse_log2);
+        factor =
+            finish_row(st.max_log2, st.sum, a.sink != NULL, a.sink ? a.sink[head] : 0, &lse_log2);
         if (a.lse)
             a.lse[token * a.lse_stride[0] + head * a.lse_stride[1]] = lse_log2 * a.lse_unit;
         if (a.max_logits)
@@ -591,8 +610,8 @@ __device__ __forceinline__ void store_out(const struct mla_mqa_args &a, const st
             if (row >= w.rows)
                 continue;
             bool split = w.r.splits > 1;
-            int64_t to = (w.r.q_start + at / a.heads) * a.out_stride[0] +
-                         at % a.heads * a.out_stride[1];
+            int64_t to =
+                (w.r.q_start + at / a.heads) * a.out_stride[0] + at % a.heads * a.out_stride[1];
             if (split)
                 to = (w.r.part_row + (int64_t)w.split * w.r.query_len * a.heads + at) *
                      MLA_MQA_LATENT;
@@ -610,7 +629,7 @@ __device__ __forceinline__ void store_out(const struct mla_mqa_args &a, const st
 /* ------------------------------------------------------------------- kernel */
 
 template <int ROWS, int ROPE, bool PACKED, class T>
-__global__ void __launch_bounds__(MLA_MQA_THREADS, ROWS == 64 ? 1 : 2)
+__global__ void __launch_bounds__(MLA_MQA_THREADS, ROWS <= MOST_ROWS_OF_TWO_BLOCKS ? 2 : 1)
     mqa_kernel(const __grid_constant__ struct mla_mqa_args a)
 {
     typedef tile<ROWS, ROPE, PACKED> S;
@@ -664,24 +683,37 @@ __global__ void __launch_bounds__(MLA_MQA_THREADS, ROWS == 64 ? 1 : 2)
                 widen<S, T>(a.cache.format, shared);
             __syncthreads(); /* raw records are read, K is whole */
         }
-        if (step + 1 < last) {
-            if (S::stages == 2)
-                stage ^= 1;
-            visible = copy_step<S, PACKED>(a, w, pos, page, shared, smem, stage);
-            mask_word = row_bits(a, w, row_token, step + 1);
-            pos = ahead;
-            page = fetch_page(a, w, pos);
-            ahead = fetch_position(a, w, step + 3, last);
+        int next = S::stages == 2 ? stage ^ 1 : 0;
+        float own[S::pairs][2];
+        /* 64 rows: half of the warps start the next copy before their scores, the others after, so
+         * that on each scheduler one warp's addresses overlap the other's products. Smaller tiles
+         * run two blocks an SM and overlap anyway. */
+        bool late = ROWS == 64 && threadIdx.x >= THREADS / 2;
+#pragma unroll 1
+        for (int turn = 0; turn < (ROWS == 64 ? 2 : 1); turn++) {
+            if (ROWS != 64 || (turn == 1) == late) {
+                if (step + 1 < last) {
+                    visible = copy_step<S, PACKED>(a, w, pos, page, shared, smem, next);
+                    mask_word = row_bits(a, w, row_token, step + 1);
+                    pos = ahead;
+                    page = fetch_page(a, w, pos);
+                    ahead = fetch_position(a, w, step + 3, last);
+                }
+                if (ROWS == 64)
+                    continue;
+            }
+            if (any_key) {
+#pragma unroll
+                for (int n = 0; n < S::n_tiles; n += S::n_step) {
+                    float s[S::n_step][4];
+                    partial_scores<S, T>(k_smem, n, q, s);
+                    store_scores<S, ROWS>(shared, n, s, own);
+                }
+            }
         }
+        stage = next;
         if (!any_key)
             continue; /* the whole block agrees */
-        float own[S::pairs][2];
-#pragma unroll
-        for (int n = 0; n < S::n_tiles; n += S::n_step) {
-            float s[S::n_step][4];
-            partial_scores<S, T>(k_smem, n, q, s);
-            store_scores<S, ROWS>(shared, n, s, own);
-        }
         scores_barrier<S>();
         bool moved = softmax_step<S, T, ROWS>(shared, own, bits, a.scale_log2, &state);
         if (__syncthreads_or(moved)) {
@@ -702,7 +734,7 @@ __global__ void __launch_bounds__(MLA_MQA_THREADS, ROWS == 64 ? 1 : 2)
         }
         add_weighted<S, T, ROWS>(smem, k_smem, o);
     }
-    __syncthreads(); /* the last factors are read */
+    __syncthreads();                                       /* the last factors are read */
     find_work<ROWS>(a, (int *)(shared + S::found_at), &w); /* cheaper than registers in the loop */
     store_row<S>(a, w, shared, state);
     __syncthreads();
