@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* The CUDA backend's kernels, best first. */
+#include "any/index.h"
 #include "device.h"
 
 static const struct mla_kernel *const kernels[] = {&mla_mqa_any, NULL};
@@ -11,4 +12,12 @@ const struct mla_backend_ops mla_cuda_backend = {
     .close = mla_cuda_close,
     .merge = mla_cuda_merge,
     .runnable = mla_cuda_runnable,
+    .cache_write = mla_cuda_cache_write,
+    .cache_read = mla_cuda_cache_read,
+    .cache_index_write = mla_cuda_cache_index_write,
+    .cache_index_read = mla_cuda_cache_index_read,
+    .index_workspace = mla_cuda_index_workspace,
+    .index_run = mla_cuda_index_run,
+    .topk_workspace = mla_cuda_topk_workspace,
+    .topk_run = mla_cuda_topk_run,
 };

@@ -6,8 +6,10 @@
  * flat one. Two families: latent rows (mla_cache) and the indexer's keys (mla_cache_index).
  *
  * Every call checks its arguments first and writes nothing unless the status is MLA_OK. Nothing is
- * allocated. CPU context: host pointers, stream NULL, done on return; other backends answer
- * MLA_ERR_UNSUPPORTED. Calls may overlap as long as no one writes what another reads or writes. */
+ * allocated. CPU context: host pointers, stream NULL, done on return. CUDA context: device pointers
+ * (slots too), enqueued on stream; slots cannot be checked, so one outside the cache counts as -1;
+ * values and plain caches aligned to their elements. Calls may overlap as long as no one writes what
+ * another reads or writes. */
 #ifndef MLA_CACHE_H
 #define MLA_CACHE_H
 
@@ -57,14 +59,16 @@ MLA_API size_t mla_cache_page_bytes(mla_cache_format format, int64_t kv_lora_ran
  * rule: how fp8_ds_mla scales are chosen; MLA_SCALE_DEFAULT for all other formats.
  * A value that is NaN or infinite becomes NaN where the record can say so (e4m3: that value; e2m1:
  * its block of 16); scales come from the tile's finite values. Plain formats round to nearest even.
- * MLA_ERR_ARGUMENT (names the field; slots out of range too), MLA_ERR_UNSUPPORTED. Any thread. */
+ * MLA_ERR_ARGUMENT (names the field; on the CPU slots out of range too), MLA_ERR_UNSUPPORTED,
+ * MLA_ERR_CUDA. Any thread. */
 MLA_API mla_status mla_cache_write(const mla_context *context, const mla_cache *cache,
                                    const mla_cache_values *values, const int64_t *slots, int64_t n,
                                    mla_scale_rule rule, void *stream);
 
 /* Reads the tokens of n slots: values row i = the row in slots[i], dequantised exactly and rounded
  * once to values->dtype; slots[i] = -1 gives a row of zeros.
- * MLA_ERR_ARGUMENT (slots out of range too), MLA_ERR_UNSUPPORTED. Any thread. */
+ * MLA_ERR_ARGUMENT (on the CPU slots out of range too), MLA_ERR_UNSUPPORTED, MLA_ERR_CUDA. Any
+ * thread. */
 MLA_API mla_status mla_cache_read(const mla_context *context, const mla_cache *cache,
                                   const int64_t *slots, int64_t n, const mla_cache_values *values,
                                   void *stream);

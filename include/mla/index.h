@@ -109,8 +109,8 @@ MLA_API mla_status mla_index_workspace_bytes(const mla_context *context, const m
 /* Computes scores, lists or both. Checks, then enqueues; allocates nothing, waits for nothing. CPU:
  * stream must be NULL and the call returns when done. Order among scores: larger first, -0 = +0,
  * NaN below -inf, lower index first among equals; every key that the row sees counts, whatever its
- * score. Nothing is written unless the status is MLA_OK. MLA_ERR_ARGUMENT, MLA_ERR_UNSUPPORTED.
- * Any number of threads may share context and inputs, each with its own workspace and outputs. */
+ * score. Nothing is written unless the status is MLA_OK. MLA_ERR_ARGUMENT, MLA_ERR_UNSUPPORTED (CUDA:
+ * formats other than bf16 and fp8, dim above 128, FP64), MLA_ERR_CUDA. Any number of threads may share context and inputs, each with its own workspace and outputs. */
 MLA_API mla_status mla_index_run(const mla_context *context, const mla_index_args *args,
                                  void *workspace, size_t workspace_bytes, void *stream);
 
