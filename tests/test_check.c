@@ -361,6 +361,27 @@ static void modes_and_samples(void **state)
     done(&r);
 }
 
+/* A sample of rows out of very many requests. */
+static void many_requests(void **state)
+{
+    (void)state;
+    struct run r;
+    make(&r, "attend b=100000 sq=1 skv=2 hq=1 rank=2 nope=2 rope=0 v=2 dtype=f32");
+    mla_rounding *rounding = malloc((size_t)r.c.problem.batch * sizeof *rounding);
+    for (int64_t b = 0; b < r.c.problem.batch; b++)
+        rounding[b] = mla_rounding_of(&r.c.problem, MLA_BACKEND_CPU, MLA_PRECISION_FP32,
+                                      MLA_ROUTE_DENSE_MQA, MLA_F32);
+    float *out = calloc((size_t)r.c.problem.batch * 2, sizeof *out);
+    const struct mla_result result = {MLA_F32, MLA_F32, out, NULL, NULL};
+    const struct mla_check_options options = {.context = context, .rounding = rounding, .rows = 2};
+    assert_int_equal(mla_check_result(&r.c, &result, &options, &r.report), MLA_OK);
+    assert_int_equal(r.report.verdict, MLA_FAIL);
+    assert_int_equal(r.report.out.elements, 4);
+    free(out);
+    free(rounding);
+    done(&r);
+}
+
 static void report_as_json(void **state)
 {
     (void)state;
@@ -428,6 +449,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(non_finite_keys),
         cmocka_unit_test(empty_rows_beside_nan),
         cmocka_unit_test(modes_and_samples),
+        cmocka_unit_test(many_requests),
         cmocka_unit_test(report_as_json),
         cmocka_unit_test(allocations_and_arguments),
         cmocka_unit_test(cpu_passes),

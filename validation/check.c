@@ -27,8 +27,9 @@ struct judge {
     int64_t H, d, at;    /* at: first judged row of the slice */
     const int64_t *rows; /* judged rows, ascending */
     int64_t num_rows, slice, num_slice;
-    bool counts;    /* T and z count */
-    bool *poisoned; /* per request: some row sees a key that is not finite */
+    bool counts;       /* T and z count */
+    bool *poisoned;    /* per request: some row sees a key that is not finite */
+    int64_t *kv_start; /* per request: its first key in a flat cache */
     double *out, *hard, *stat, *sigma, *lse, *lse_hard, *lse_sigma, *max, *max_hard, *max_sigma,
         *got;
     double xy, xx, yy, ee;
@@ -52,24 +53,24 @@ static int64_t request_of(const mla_problem *p, int64_t row)
     return low;
 }
 
-static struct mla_request request_at(const mla_problem *p, int64_t b)
+static struct mla_request request_at(const struct judge *j, int64_t b)
 {
-    struct mla_request r = {.index = b,
-                            .q_start = p->cu_seqlens_q[b],
-                            .query_len = p->cu_seqlens_q[b + 1] - p->cu_seqlens_q[b],
-                            .seq_len_kv = p->seq_lens_kv[b]};
-    for (int64_t i = 0; i < b; i++)
-        r.kv_start += p->seq_lens_kv[i];
-    return r;
+    const mla_problem *p = j->p;
+    return (struct mla_request){.index = b,
+                                .q_start = p->cu_seqlens_q[b],
+                                .query_len = p->cu_seqlens_q[b + 1] - p->cu_seqlens_q[b],
+                                .kv_start = j->kv_start[b],
+                                .seq_len_kv = p->seq_lens_kv[b]};
 }
 
 /* -------------------------------------------------------------- what it sees */
 
 /* Number of keys that a row may see, up to 2: enough to tell a weak row. */
-static int64_t keys_seen(const struct mla_case *c, int64_t row)
+static int64_t keys_seen(const struct judge *judge, int64_t row)
 {
-    const mla_problem *p = &c->problem;
-    struct mla_request r = request_at(p, request_of(p, row));
+    const struct mla_case *c = judge->c;
+    const mla_problem *p = judge->p;
+    struct mla_request r = request_at(judge, request_of(p, row));
     int64_t seq = mla_run_seq_len(&r, &c->tensors), i = row - r.q_start, seen = 0;
     if (p->topk > 0 && !p->has_mask) {
         const int32_t *list = (const int32_t *)c->tensors.topk_indices.data +
@@ -97,7 +98,7 @@ static mla_status find_poisoned(struct judge *j)
     if (!x)
         return mla_fail(MLA_ERR_MEMORY, "mla_check_result: no memory for a key");
     for (int64_t b = 0; b < p->batch; b++) {
-        struct mla_request r = request_at(p, b);
+        struct mla_request r = request_at(j, b);
         int64_t seq = mla_run_seq_len(&r, t);
         for (int64_t k = 0; k < seq && !j->poisoned[b]; k++) {
             if (p->form == MLA_FORM_EXPANDED) {
@@ -146,7 +147,7 @@ static mla_status judge_values(const struct judge *j, const char **why)
     if (!x)
         return mla_fail(MLA_ERR_MEMORY, "mla_check_result: no memory for keys");
     for (int64_t b = 0; b < p->batch; b++) {
-        struct mla_request r = request_at(p, b);
+        struct mla_request r = request_at(j, b);
         int64_t seq = mla_run_seq_len(&r, t), n = seq < KEYS ? seq / 2 * 2 : KEYS;
         if (n < 4)
             continue;
@@ -430,7 +431,7 @@ static mla_status judge_slice(struct judge *j, int64_t n)
         for (int64_t h = 0; h < j->H; h++)
             judge_row(j, i, h);
     for (int64_t i = 0; i < n; i++) {
-        int64_t seen = keys_seen(j->c, j->rows[j->at + i]);
+        int64_t seen = keys_seen(j, j->rows[j->at + i]);
         j->most_keys = seen > j->most_keys ? seen : j->most_keys;
     }
     return MLA_OK;
@@ -582,6 +583,9 @@ mla_status mla_check_result(const struct mla_case *c, const struct mla_result *r
     int64_t total = mla_total_q(j.p), width = j.H * j.d;
     int64_t *rows = mla_alloc((size_t)total + 1, sizeof *rows);
     j.poisoned = mla_alloc((size_t)j.p->batch + 1, sizeof *j.poisoned);
+    j.kv_start = mla_alloc((size_t)j.p->batch + 1, sizeof *j.kv_start);
+    for (int64_t b = 0; j.kv_start && b < j.p->batch; b++)
+        j.kv_start[b + 1] = j.kv_start[b] + j.p->seq_lens_kv[b];
     j.num_rows = rows ? sample_rows(total, o->rows, o->sample_seed, rows) : 0;
     j.rows = rows;
     j.slice = width > 0 && SLICE / width > 1 ? SLICE / width : 1;
@@ -589,7 +593,7 @@ mla_status mla_check_result(const struct mla_case *c, const struct mla_result *r
     size_t n = (size_t)(j.slice * j.H), e = n * (size_t)j.d;
     double *x = mla_alloc(5 * e + 6 * n + 1, sizeof *x);
     j.cluster = rows ? mla_cluster_new(c, rows, j.num_rows) : NULL;
-    if (!rows || !j.poisoned || !x || !j.cluster) {
+    if (!rows || !j.poisoned || !j.kv_start || !x || !j.cluster) {
         status = mla_fail(MLA_ERR_MEMORY, "mla_check_result: no memory for %lld rows",
                           (long long)j.num_rows);
     } else {
@@ -631,6 +635,7 @@ mla_status mla_check_result(const struct mla_case *c, const struct mla_result *r
     mla_cluster_free(j.cluster);
     mla_free(x);
     mla_free(j.poisoned);
+    mla_free(j.kv_start);
     mla_free(rows);
     return status;
 }
