@@ -28,7 +28,7 @@ struct mla_bound_row {
     double seen;     /* |sum w c|^2 / sum w |c|^2: how far q's rounding reaches lse */
     double sq;       /* variance of a logit from rounding the absorbed q */
     double max_err;  /* bound of the largest logit */
-    double max_var;  /* variance of the largest logit, but for q's rounding */
+    double max_var;  /* variance of the largest logit */
 };
 
 /* Statistics of one output element. */

@@ -302,6 +302,19 @@ static double score_variance(const struct block *b, int64_t m, int64_t j, double
     return v;
 }
 
+/* The same and what the absorbed query's rounding adds: of one key, not of their mean, so that a sink
+ * does not shrink it. */
+static double max_variance(const struct block *b, int64_t m, int64_t j, double dacc2)
+{
+    const struct mla_bound_units *u = b->t->units;
+    double v = score_variance(b, m, j, dacc2);
+    if (u->mqa && u->latent) {
+        double y = RMS * u->r.projected * b->qn[m] * b->cn[j];
+        v += y * y / (double)b->lat;
+    }
+    return v;
+}
+
 /* s becomes w; dl becomes g, the variance of the weight. */
 static void softmax_row(struct block *b, int64_t m)
 {
@@ -331,6 +344,8 @@ static void softmax_row(struct block *b, int64_t m)
                 double e = dots[j] + b->dl0[m] + b->latn[m] * b->cn[j];
                 e += 2 * t->units->ua * fabs(s[j]);
                 row->max_err = fmax(row->max_err, s[j] == max ? e : s[j] + e - max);
+                if (s[j] == max)
+                    row->max_var = max_variance(b, m, j, 0);
             }
         memset(s, 0, (size_t)b->n * sizeof *s);
         return;
@@ -410,7 +425,7 @@ static void softmax_row(struct block *b, int64_t m)
         q4 += w2 * w2 * (g + gp) * (g + gp);
         dl[j] = (float)(g + gp);
     }
-    row->max_var = score_variance(b, m, top_key, dacc * dacc);
+    row->max_var = max_variance(b, m, top_key, dacc * dacc);
     row->draws = q4 > 0 ? q2 * q2 / q4 : 1;
     row->q0 = sqrt(q2);
 }

@@ -212,6 +212,5 @@ double mla_bound_max_sigma(const struct mla_bound_units *u, const struct mla_bou
 {
     if (row->n == 0)
         return weight_tiny(u);
-    double var = row->max_var + (u->mqa && u->latent ? row->sq : 0);
-    return sqrt(var) + (u->r.lse + 2 * u->ua) * fabs(row->max) + weight_tiny(u);
+    return sqrt(row->max_var) + (u->r.lse + 2 * u->ua) * fabs(row->max) + weight_tiny(u);
 }
