@@ -3,6 +3,7 @@
  * statically and looks for the driver when first called, so the library loads without one. */
 #include "device.h"
 
+#include "blas.h"
 #include "status.h"
 
 #include <pthread.h>
@@ -64,12 +65,15 @@ mla_status mla_cuda_open(const mla_context_options *options, mla_context *contex
              options->device, prop.name, context->sm, prop.multiProcessorCount,
              (double)prop.totalGlobalMem / (1 << 30), driver / 1000, driver % 1000 / 10,
              runtime / 1000, runtime % 1000 / 10);
-    return MLA_OK;
+    struct mla_blas *blas;
+    mla_status status = mla_blas_create(&blas);
+    context->data = blas;
+    return status;
 }
 
 void mla_cuda_close(mla_context *context)
 {
-    (void)context; /* holds nothing: plans own their device memory */
+    mla_blas_destroy(context->data); /* nothing else: plans own their device memory */
 }
 
 static bool present;

@@ -33,7 +33,10 @@ mla_status mla_cuda_merge(const mla_context *context, const mla_merge_args *args
 bool mla_cuda_runnable(const struct mla_kernel *kernel);
 
 /* Rows of the table. */
-extern const struct mla_kernel mla_mqa_any; /* any/mqa.c */
+extern const struct mla_kernel mla_mqa_any;        /* any/mqa.c */
+extern const struct mla_kernel mla_mqa_latent_any; /* any/latent_mqa.c */
+extern const struct mla_kernel mla_mha_any;        /* any/mha.c */
+extern const struct mla_kernel mla_mha_latent_any; /* any/latent_mha.c */
 
 #ifdef __cplusplus
 }

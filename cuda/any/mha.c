@@ -1,0 +1,452 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Expanded-form attention on any GPU from sm_80: passes, masks, launches, and the kernel row of
+ * expanded problems. */
+#include "mha_plan.h"
+
+#include "cuda/device.h"
+#include "mha.h"
+#include "status.h"
+
+#include <inttypes.h>
+#include <math.h>
+#include <stdio.h>
+
+struct pass {
+    int first, count; /* segments */
+    int64_t rows, tiles;
+};
+
+struct mla_mha_plan {
+    struct mla_mha_tile tile;
+    struct mla_mha_segment *table; /* device */
+    struct pass *passes;
+    int64_t num_passes;
+    int64_t words; /* of a mask row; 0 = no mask */
+    int64_t most_rows, most_tiles;
+    bool from_lists;
+};
+
+static const double ln2 = 0.69314718055994530942;
+
+static struct mla_mha_tile tile_for(mla_dtype dtype, int64_t d_qk, int64_t d_v)
+{
+    return dtype == MLA_BF16 ? mla_mha_tile_bf16(d_qk, d_v) : mla_mha_tile_f16(d_qk, d_v);
+}
+
+bool mla_mha_supports(const struct mla_job *job, mla_dtype dtype, int64_t d_qk, int64_t d_v,
+                      char *why, size_t bytes)
+{
+    const mla_problem *p = job->problem;
+    if (dtype != MLA_BF16 && dtype != MLA_F16)
+        snprintf(why, bytes, "q, k and v of %s, want bf16 or f16", mla_dtype_name(dtype));
+    else if (p->out_dtype == MLA_F64)
+        snprintf(why, bytes, "out of f64, want bf16, f16 or f32");
+    else if (d_qk % 8 || d_v % 8)
+        snprintf(why, bytes, "widths %" PRId64 " and %" PRId64 ", want multiples of 8", d_qk, d_v);
+    else if (!tile_for(dtype, d_qk, d_v).function)
+        snprintf(why, bytes, "widths %" PRId64 " and %" PRId64 ", want at most 256", d_qk, d_v);
+    else {
+        for (int64_t i = 0; i < job->num_requests; i++) {
+            const struct mla_request *r = &job->requests[i];
+            if (r->seq_len_kv > INT32_MAX - 4 * MLA_MHA_KEYS || r->query_len > INT32_MAX - 256) {
+                snprintf(why, bytes,
+                         "request %" PRId64 " of %" PRId64 " keys, want fewer than 2^31", r->index,
+                         r->seq_len_kv);
+                return false;
+            }
+        }
+        return true;
+    }
+    return false;
+}
+
+static int64_t most_words(const mla_problem *p)
+{
+    int64_t most = 0;
+    for (int64_t b = 0; b < p->batch; b++)
+        most = p->seq_lens_kv[b] > most ? p->seq_lens_kv[b] : most;
+    return (most + 31) / 32;
+}
+
+static bool uses_lists(const struct mla_job *job)
+{
+    return job->problem->topk > 0 && !job->ignore_lists;
+}
+
+/* Rows whose mask fits the limit, whole tiles of them. */
+static int64_t rows_of_a_pass(const struct mla_job *job, const struct mla_mha_plan *plan)
+{
+    int64_t rows = plan->tile.rows, total = 0;
+    for (int64_t i = 0; i < job->num_requests; i++)
+        total += job->requests[i].query_len;
+    if (!plan->from_lists)
+        return total;
+    size_t limit = job->workspace_limit ? job->workspace_limit : (size_t)64 << 20;
+    int64_t fit = (int64_t)(limit / ((size_t)plan->words * 4 + 1));
+    fit = fit / rows * rows;
+    return fit < rows ? rows : fit < total ? fit : total;
+}
+
+/* Cuts the requests into segments and passes. With table NULL counts only. */
+static int64_t cut(const struct mla_job *job, struct mla_mha_plan *plan, int64_t heads,
+                   struct mla_mha_segment *table)
+{
+    int64_t limit = rows_of_a_pass(job, plan), segments = 0, words = 0;
+    struct pass pass = {0};
+    plan->num_passes = 0;
+    for (int64_t i = 0; i < job->num_requests; i++) {
+        const struct mla_request *r = &job->requests[i];
+        for (int64_t row0 = 0, rows; row0 < r->query_len; row0 += rows) {
+            if (pass.rows == limit) {
+                if (table)
+                    plan->passes[plan->num_passes] = pass;
+                plan->num_passes++;
+                pass = (struct pass){.first = (int)segments};
+            }
+            rows = r->query_len - row0;
+            rows = rows < limit - pass.rows ? rows : limit - pass.rows;
+            int64_t tiles = (rows + plan->tile.rows - 1) / plan->tile.rows;
+            if (table)
+                table[segments] = (struct mla_mha_segment){
+                    .index = (int32_t)r->index,
+                    .q_start = (int32_t)r->q_start,
+                    .query_len = (int32_t)r->query_len,
+                    .seq_len_kv = (int32_t)r->seq_len_kv,
+                    .row0 = (int32_t)row0,
+                    .rows = (int32_t)rows,
+                    .first_tile = (int32_t)pass.tiles,
+                    .first_row = (int32_t)pass.rows,
+                    .tiles = (int32_t)tiles,
+                    .first_word = words,
+                    .kv_start = r->kv_start,
+                };
+            segments++;
+            pass.count++;
+            pass.rows += rows;
+            pass.tiles += tiles;
+            plan->most_rows = pass.rows > plan->most_rows ? pass.rows : plan->most_rows;
+            plan->most_tiles = pass.tiles > plan->most_tiles ? pass.tiles : plan->most_tiles;
+            if (pass.tiles * heads > INT32_MAX)
+                return -1;
+        }
+        words += (r->seq_len_kv + 31) / 32;
+    }
+    if (pass.count) {
+        if (table)
+            plan->passes[plan->num_passes] = pass;
+        plan->num_passes++;
+    }
+    return segments;
+}
+
+static mla_status upload(const struct mla_job *job, struct mla_mha_plan *plan,
+                         const struct mla_mha_segment *table, int64_t segments)
+{
+    int before;
+    size_t bytes = (size_t)segments * sizeof *table;
+    mla_status status = mla_cuda_enter(job->context, &before);
+    if (status != MLA_OK || segments == 0)
+        return status;
+    cudaError_t error =
+        cudaFuncSetAttribute(plan->tile.function, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                             (int)plan->tile.shared_bytes);
+    if (error == cudaSuccess)
+        error = cudaMalloc((void **)&plan->table, bytes);
+    if (error == cudaSuccess)
+        error = cudaMemcpy(plan->table, table, bytes, cudaMemcpyHostToDevice);
+    mla_cuda_leave(job->context, before);
+    return error == cudaSuccess ? MLA_OK : mla_cuda_fail(__func__, "table of requests", error);
+}
+
+mla_status mla_mha_prepare(struct mla_job *job, int64_t heads, int64_t d_qk, int64_t d_v,
+                           mla_dtype dtype, struct mla_mha_plan **out)
+{
+    struct mla_mha_segment *table = NULL;
+    struct mla_mha_plan *plan = mla_alloc(1, sizeof *plan);
+    *out = NULL;
+    if (!plan)
+        return mla_fail(MLA_ERR_MEMORY, "mla_plan_create: cannot allocate a plan");
+    plan->tile = tile_for(dtype, d_qk, d_v);
+    plan->from_lists = uses_lists(job);
+    plan->words = plan->from_lists || job->problem->has_mask ? most_words(job->problem) : 0;
+    int64_t segments = cut(job, plan, heads, NULL);
+    mla_status status = MLA_OK;
+    if (segments < 0)
+        status =
+            mla_fail(MLA_ERR_UNSUPPORTED,
+                     "mla_plan_create: mha_any: more than 2^31 blocks of %d rows", plan->tile.rows);
+    if (status == MLA_OK) {
+        plan->passes = mla_alloc((size_t)plan->num_passes, sizeof *plan->passes);
+        table = mla_alloc((size_t)segments, sizeof *table);
+        if (!plan->passes || !table)
+            status = mla_fail(MLA_ERR_MEMORY,
+                              "mla_plan_create: cannot allocate %" PRId64 " segments", segments);
+    }
+    if (status == MLA_OK) {
+        cut(job, plan, heads, table);
+        status = upload(job, plan, table, segments);
+    }
+    mla_free(table);
+    if (status != MLA_OK) {
+        mla_mha_release(plan);
+        return status;
+    }
+    job->rows_per_pass = plan->most_rows;
+    *out = plan;
+    return MLA_OK;
+}
+
+void mla_mha_release(struct mla_mha_plan *plan)
+{
+    if (!plan)
+        return;
+    cudaFree(plan->table); /* by address: any current device will do */
+    mla_free(plan->passes);
+    mla_free(plan);
+}
+
+static size_t aligned(size_t bytes)
+{
+    return (bytes + 255) & ~(size_t)255;
+}
+
+static size_t bits_bytes(const struct mla_mha_plan *plan)
+{
+    return plan->from_lists ? aligned((size_t)(plan->most_rows * plan->words) * 4) : 0;
+}
+
+static size_t columns_bytes(const struct mla_mha_plan *plan)
+{
+    return aligned((size_t)(plan->most_tiles * plan->words) * 4);
+}
+
+size_t mla_mha_mask_bytes(const struct mla_mha_plan *plan)
+{
+    return bits_bytes(plan) + columns_bytes(plan);
+}
+
+bool mla_mha_one_pass(const struct mla_mha_plan *plan)
+{
+    return plan->num_passes <= 1;
+}
+
+/* ------------------------------------------------------------------ launch */
+
+static mla_status make_mask(const struct mla_job *job, const struct mla_mha_plan *plan,
+                            const mla_tensors *t, const struct pass *pass, uint32_t *mask,
+                            uint32_t *columns, void *stream)
+{
+    const mla_problem *p = job->problem;
+    struct mla_mask_args a = {
+        .segments = plan->table + pass->first,
+        .num_segments = pass->count,
+        .rows = (int32_t)pass->rows,
+        .tile_rows = plan->tile.rows,
+        .causal = p->causal,
+        .topk = (int32_t)p->topk,
+        .words = (int32_t)plan->words,
+        .seq_lens_kv = t->seq_lens_kv,
+        .mask = mask,
+        .columns = columns,
+    };
+    if (plan->from_lists) {
+        a.indices = t->topk_indices.data;
+        a.indices_stride = mla_stride0(&t->topk_indices, p->topk);
+        a.topk_lens = p->has_topk_lens ? t->topk_lens : NULL;
+    } else {
+        a.given = t->mask.data;
+        a.given_stride = mla_stride0(&t->mask, plan->words);
+    }
+    void *args[] = {&a};
+    MLA_CUDA(cudaMemsetAsync(columns, 0, (size_t)(pass->tiles * plan->words) * 4, stream));
+    MLA_CUDA(cudaLaunchKernel(mla_mask_function(), (dim3){(unsigned)pass->rows, 1, 1},
+                              (dim3){MLA_MASK_THREADS, 1, 1}, args, 0, stream));
+    return MLA_OK;
+}
+
+static struct mla_mha_args args_of(const struct mla_job *job, const struct mla_mha_plan *plan,
+                                   const mla_tensors *t, const struct mla_mha_operands *o)
+{
+    const mla_problem *p = job->problem;
+    int64_t head = o->first_head;
+    size_t out_bytes = mla_dtype_bytes(p->out_dtype);
+    struct mla_mha_args a = {
+        .heads = (int32_t)o->heads,
+        .heads_kv = (int32_t)o->heads_kv,
+        .d_qk = (int32_t)o->d_qk,
+        .d_v = (int32_t)o->d_v,
+        .causal = p->causal,
+        .q = o->q.data,
+        .q_rope = o->q_rope.data,
+        .q_split = (int32_t)o->q_split,
+        .alive = o->alive,
+        .k = o->k.data,
+        .v = o->v.data,
+        .out_dtype = p->out_dtype,
+        .seq_lens_kv = t->seq_lens_kv,
+        .words = (int32_t)plan->words,
+        .scale_log2 = (float)(fabs(p->softmax_scale) / ln2),
+        .sign = p->softmax_scale > 0   ? 1
+                : p->softmax_scale < 0 ? -1
+                                       : 0,
+        .lse_unit = p->lse_base == MLA_LSE_2 ? 1 : (float)ln2,
+        .sink = p->has_sink ? t->attn_sink + head : NULL,
+        .out = (char *)o->out.data + (size_t)(head * o->out.stride[1]) * out_bytes,
+        .out_stride = {o->out.stride[0], o->out.stride[1]},
+    };
+    if (a.scale_log2 == 0) {
+        a.scale_log2 = 1;
+        a.sign = 0;
+    }
+    for (int i = 0; i < 2; i++) {
+        a.q_stride[i] = o->q.stride[i] * 2;
+        a.q_rope_stride[i] = o->q_rope.stride[i] * 2;
+        a.k_stride[i] = o->k.stride[i] * 2;
+        a.v_stride[i] = o->v.stride[i] * 2;
+    }
+    if (p->wants_lse) {
+        a.lse_stride[0] = mla_stride0(&t->lse, p->heads_q);
+        a.lse_stride[1] = mla_stride1(&t->lse, 1);
+        a.lse = (float *)t->lse.data + head * a.lse_stride[1];
+    }
+    if (p->wants_max_logits) {
+        a.max_stride[0] = mla_stride0(&t->max_logits, p->heads_q);
+        a.max_stride[1] = mla_stride1(&t->max_logits, 1);
+        a.max_logits = (float *)t->max_logits.data + head * a.max_stride[1];
+    }
+    return a;
+}
+
+mla_status mla_mha_launch(const struct mla_job *job, const struct mla_mha_plan *plan,
+                          const mla_tensors *t, const struct mla_mha_operands *o, void *mask,
+                          bool build_mask, void *stream)
+{
+    struct mla_mha_args a = args_of(job, plan, t, o);
+    uint32_t *bits = mask, *columns = (uint32_t *)(void *)((char *)mask + bits_bytes(plan));
+    for (int64_t i = 0; i < plan->num_passes; i++) {
+        const struct pass *pass = &plan->passes[i];
+        a.segments = plan->table + pass->first;
+        a.num_segments = pass->count;
+        a.tiles = (int32_t)pass->tiles;
+        if (plan->words) {
+            a.columns = columns;
+            a.whole_mask = !plan->from_lists;
+            a.mask = plan->from_lists ? bits : t->mask.data;
+            a.mask_stride = plan->from_lists ? plan->words : mla_stride0(&t->mask, plan->words);
+            if (build_mask || plan->num_passes > 1) {
+                mla_status status = make_mask(job, plan, t, pass, bits, columns, stream);
+                if (status != MLA_OK)
+                    return status;
+            }
+        }
+        void *args[] = {&a};
+        MLA_CUDA(
+            cudaLaunchKernel(plan->tile.function, (dim3){(unsigned)(pass->tiles * o->heads), 1, 1},
+                             (dim3){MLA_MHA_THREADS, 1, 1}, args, plan->tile.shared_bytes, stream));
+    }
+    return MLA_OK;
+}
+
+mla_status mla_mha_check_rows(const char *name, const mla_tensor *t)
+{
+    if ((uintptr_t)t->data % 16 || t->stride[0] % 8 || t->stride[1] % 8)
+        return mla_fail(MLA_ERR_ARGUMENT,
+                        "mla_run: %s: got address %p and strides %" PRId64 ", %" PRId64
+                        ", want multiples of 16 bytes and of 8 elements",
+                        name, t->data, t->stride[0], t->stride[1]);
+    return MLA_OK;
+}
+
+mla_status mla_mha_check_out(const mla_tensor *out)
+{
+    if ((uintptr_t)out->data % 8 || out->stride[0] % 2 || out->stride[1] % 2)
+        return mla_fail(MLA_ERR_ARGUMENT,
+                        "mla_run: out: got address %p and strides %" PRId64 ", %" PRId64
+                        ", want multiples of 8 bytes and of 2 elements",
+                        out->data, out->stride[0], out->stride[1]);
+    return MLA_OK;
+}
+
+/* --------------------------------------------------------------------- row */
+
+static bool supports(const struct mla_job *job, char *why, size_t bytes)
+{
+    const mla_problem *p = job->problem;
+    if (p->kv_dtype != p->q_dtype) {
+        snprintf(why, bytes, "k and v of %s under q of %s, want one type",
+                 mla_dtype_name(p->kv_dtype), mla_dtype_name(p->q_dtype));
+        return false;
+    }
+    return mla_mha_supports(job, p->q_dtype, mla_d_qk(p), p->v_dim, why, bytes);
+}
+
+static mla_status prepare(struct mla_job *job)
+{
+    const mla_problem *p = job->problem;
+    struct mla_mha_plan *plan;
+    mla_status status = mla_mha_prepare(job, p->heads_q, mla_d_qk(p), p->v_dim, p->q_dtype, &plan);
+    if (status != MLA_OK)
+        return status;
+    job->data = plan;
+    job->num_splits = 1;
+    job->workspace_bytes = mla_mha_mask_bytes(plan);
+    return MLA_OK;
+}
+
+static void release(struct mla_job *job)
+{
+    mla_mha_release(job->data);
+    job->data = NULL;
+}
+
+static mla_tensor strided(const mla_tensor *t, int64_t heads, int64_t width)
+{
+    int64_t inner = mla_stride1(t, width);
+    return (mla_tensor){t->data, {mla_stride0(t, heads * inner), inner}};
+}
+
+static mla_status run(const struct mla_job *job, const mla_tensors *t, void *workspace,
+                      void *stream)
+{
+    const mla_problem *p = job->problem;
+    int before;
+    struct mla_mha_operands o = {
+        .heads = p->heads_q,
+        .heads_kv = p->heads_kv,
+        .d_qk = mla_d_qk(p),
+        .d_v = p->v_dim,
+        .q_split = mla_d_qk(p),
+        .dtype = p->q_dtype,
+        .q = strided(&t->q, p->heads_q, mla_d_qk(p)),
+        .k = strided(&t->k, p->heads_kv, mla_d_qk(p)),
+        .v = strided(&t->v, p->heads_kv, p->v_dim),
+        .out = strided(&t->out, p->heads_q, p->v_dim),
+    };
+    mla_status status = mla_mha_check_rows("q", &o.q);
+    if (status == MLA_OK)
+        status = mla_mha_check_rows("k", &o.k);
+    if (status == MLA_OK)
+        status = mla_mha_check_rows("v", &o.v);
+    if (status == MLA_OK)
+        status = mla_mha_check_out(&o.out);
+    if (status == MLA_OK)
+        status = mla_cuda_enter(job->context, &before);
+    if (status != MLA_OK)
+        return status;
+    status = mla_mha_launch(job, job->data, t, &o, workspace, true, stream);
+    mla_cuda_leave(job->context, before);
+    return status;
+}
+
+const struct mla_kernel mla_mha_any = {
+    .name = "mha_any",
+    .backend = MLA_BACKEND_CUDA,
+    .architecture = "sm_80+",
+    .proof = MLA_PROOF_SILICON,
+    .routes = MLA_BIT(MLA_ROUTE_DENSE_MHA) | MLA_BIT(MLA_ROUTE_MASKED_MHA),
+    .forms = MLA_BIT(MLA_FORM_EXPANDED),
+    .supports = supports,
+    .prepare = prepare,
+    .release = release,
+    .run = run,
+};
