@@ -100,10 +100,10 @@ static mla_status check_timed(struct bench *o, const struct mla_case *k, const s
     if (!rounding)
         return mla_fail(MLA_ERR_MEMORY, "requests: no memory for %lld", (long long)p->batch);
     for (int64_t b = 0; b < p->batch; b++)
-        rounding[b] = mla_rounding_of(p, MLA_BACKEND_CPU, o->compute.precision_value,
+        rounding[b] = mla_rounding_of(p, o->compute.chosen, o->compute.precision_value,
                                       requests[b].route, r->out_dtype);
     const struct mla_result result = {r->out_dtype, r->lse_dtype, r->out, r->lse, r->max_logits};
-    const struct mla_check_options options = {.context = o->compute.context,
+    const struct mla_check_options options = {.context = o->compute.host,
                                               .rounding = rounding,
                                               .rows = o->rows,
                                               .name = "bench"};
@@ -368,7 +368,7 @@ static int run_bench(const struct command *command, int argc, char **argv)
         mla_text_close(o.text);
         json_decref(o.results);
     }
-    mla_context_destroy(o.compute.context);
+    mla_compute_close(&o.compute);
     mla_options_free(options, &files);
     return exit_status;
 }

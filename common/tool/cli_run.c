@@ -42,10 +42,10 @@ static mla_status compute_bound(const struct compute *c, const struct mla_case *
                           (long long)mla_out_elements(p));
     } else {
         for (int64_t b = 0; b < p->batch; b++)
-            rounding[b] = mla_rounding_of(p, MLA_BACKEND_CPU, c->precision_value, requests[b].route,
-                                          r->out_dtype);
+            rounding[b] =
+                mla_rounding_of(p, c->chosen, c->precision_value, requests[b].route, r->out_dtype);
         mla_reference_args args = {.rounding = rounding, .hard = *bound};
-        status = mla_reference(c->context, p, &k->tensors, &args);
+        status = mla_reference(c->host, p, &k->tensors, &args);
     }
     mla_free(rounding);
     return status;
@@ -67,7 +67,7 @@ static mla_status run_and_save(const struct run_options *o, struct mla_case *k,
                                                .lse = r->lse,
                                                .max_logits = r->max_logits,
                                                .bound = bound};
-        status = mla_result_save(o->out, p, &result, MLA_BACKEND_CPU, requests);
+        status = mla_result_save(o->out, p, &result, c->chosen, requests);
     }
     mla_free(bound);
     if (!status) {
@@ -142,7 +142,7 @@ static int run_run(const struct command *command, int argc, char **argv)
         if (status)
             exit_status = mla_report(command, status);
     }
-    mla_context_destroy(o.compute.context);
+    mla_compute_close(&o.compute);
     mla_options_free(options, &files);
     return exit_status;
 }

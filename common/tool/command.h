@@ -66,6 +66,8 @@ struct compute {
     int64_t threads;
     /* resolved: */
     mla_context *context;
+    mla_context *host; /* CPU: what references are computed with */
+    mla_backend chosen;
     mla_route forced;
     mla_precision precision_value;
 };
@@ -83,6 +85,7 @@ struct compute {
 /* Checks the words; opens the context. Returns EXIT_DONE or leaves a sentence. */
 int mla_compute_words(const struct command *command, struct compute *c);
 int mla_compute_open(const struct command *command, struct compute *c);
+void mla_compute_close(struct compute *c);
 
 /* One run of a case: plan, poisoned outputs, results. */
 struct run_result {
@@ -90,6 +93,8 @@ struct run_result {
     mla_dtype out_dtype, lse_dtype;
     void *out, *lse, *max_logits;
     void *workspace;
+    const mla_context *context;
+    struct mla_device_case *device; /* of a CUDA context: what lies there */
     double seconds;
 };
 /* Sets out_dtype, wants_lse and wants_max_logits of the case's problem, plans and runs. */

@@ -1,6 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* What mla run, check and bench share: backend words, and one run of a case on the host. */
+/* What mla run, check and bench share: backend words, and one run of a case, on the host or on a
+ * device. */
 #include "command.h"
+#include "device_case.h"
 
 #include "common/kernel.h"
 #include "common/route.h"
@@ -57,25 +59,36 @@ int mla_compute_words(const struct command *command, struct compute *c)
     return EXIT_DONE;
 }
 
-int mla_compute_open(const struct command *command, struct compute *c)
+/* auto: a CUDA device if this build has the backend and the machine one, else the CPU. */
+static mla_status open_backend(struct compute *c)
 {
-    mla_context_options options = {MLA_BACKEND_CPU, 0, (int)c->threads};
-    /* This program keeps tensors on the host, so auto has only the CPU to choose. */
-    if (strcmp(c->backend, "auto") != 0)
+    mla_context_options options = {MLA_BACKEND_CUDA, 0, (int)c->threads};
+    bool any = strcmp(c->backend, "auto") == 0;
+    if (!any)
         mla_backend_parse(c->backend, &options.backend);
     mla_status status = mla_context_create(&options, &c->context);
-    if (status)
-        return mla_report(command, status);
-    if (options.backend != MLA_BACKEND_CPU) {
-        mla_context_destroy(c->context);
-        c->context = NULL;
-        fprintf(stderr,
-                "mla %s: --backend: got %s, want cpu (tensors of files are not copied to a "
-                "device)\n",
-                command->name, c->backend);
-        return EXIT_NOT_HERE;
+    if (status == MLA_ERR_NO_DEVICE && any) {
+        options.backend = MLA_BACKEND_CPU;
+        status = mla_context_create(&options, &c->context);
     }
-    return EXIT_DONE;
+    c->chosen = options.backend;
+    return status;
+}
+
+int mla_compute_open(const struct command *command, struct compute *c)
+{
+    mla_context_options host = {MLA_BACKEND_CPU, 0, (int)c->threads};
+    mla_status status = open_backend(c);
+    if (!status)
+        status = mla_context_create(&host, &c->host);
+    return status ? mla_report(command, status) : EXIT_DONE;
+}
+
+void mla_compute_close(struct compute *c)
+{
+    mla_context_destroy(c->context);
+    mla_context_destroy(c->host);
+    c->context = c->host = NULL;
 }
 
 const char *mla_cpu_name(void)
@@ -106,9 +119,13 @@ mla_status mla_run_plan(const struct compute *c, struct mla_case *k, bool max_lo
     mla_problem *p = &k->problem;
     memset(out, 0, sizeof *out);
     p->out_dtype = c->precision_value == MLA_PRECISION_FP64 ? MLA_F64 : MLA_F32;
+    if (c->chosen == MLA_BACKEND_CUDA)
+        p->out_dtype = p->q_dtype;
     p->wants_lse = true;
     p->wants_max_logits = max_logits;
-    out->out_dtype = out->lse_dtype = p->out_dtype;
+    out->context = c->context;
+    out->out_dtype = p->out_dtype;
+    out->lse_dtype = p->out_dtype == MLA_F64 ? MLA_F64 : MLA_F32;
     mla_plan_options options = {.route = c->forced,
                                 .kernel = c->kernel,
                                 .precision = c->precision_value,
@@ -135,17 +152,29 @@ mla_status mla_run_case(struct mla_case *k, struct run_result *r)
     r->lse = poisoned(rows, r->lse_dtype);
     if (p->wants_max_logits)
         r->max_logits = poisoned(rows, r->lse_dtype);
+    if (r->context->backend == MLA_BACKEND_CUDA)
+        bytes = 0;
     r->workspace = mla_alloc(bytes + 256, 1);
     if (!r->out || !r->lse || !r->workspace || (p->wants_max_logits && !r->max_logits))
         return mla_fail(
             MLA_ERR_MEMORY,
             "outputs: no memory for %lld rows of %lld values and %zu bytes of workspace",
             (long long)rows, (long long)mla_d_v(p), bytes);
+    if (r->context->backend == MLA_BACKEND_CUDA) {
+        const struct mla_device_outputs outputs = {r->out_dtype, r->lse_dtype, r->out, r->lse,
+                                                   r->max_logits};
+        mla_status status =
+            mla_device_case_open(r->context->device, r->plan, k, &outputs, &r->device);
+        if (status != MLA_OK)
+            return status;
+    }
     return mla_run_again(k, r);
 }
 
 mla_status mla_run_again(const struct mla_case *k, struct run_result *r)
 {
+    if (r->device)
+        return mla_device_case_run(r->device, &r->seconds);
     char *workspace = r->workspace;
     workspace += (256 - (uintptr_t)workspace % 256) % 256;
     mla_tensors t = k->tensors;
@@ -160,6 +189,7 @@ mla_status mla_run_again(const struct mla_case *k, struct run_result *r)
 
 void mla_run_free(struct run_result *r)
 {
+    mla_device_case_free(r->device);
     mla_plan_destroy(r->plan);
     mla_free(r->out);
     mla_free(r->lse);

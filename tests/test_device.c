@@ -1,0 +1,253 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Cases on a CUDA device, judged against the fp64 reference: what problem strings cannot ask for.
+ * Skipped where there is no device.
+ * labels: cuda
+ * timeout: 300 */
+#include "common/kernel.h"
+#include "common/route.h"
+#include "common/tool/case.h"
+#include "common/tool/device_case.h"
+#include "mla/mla.h"
+#include "validation/check.h"
+
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include <cmocka.h>
+#include <pthread.h>
+#include <stdlib.h>
+#include <string.h>
+
+static mla_context *host, *device;
+
+static int open_contexts(void **state)
+{
+    mla_context_options cuda = {MLA_BACKEND_CUDA, 0, 0};
+    (void)state;
+    if (mla_context_create(NULL, &host) != MLA_OK)
+        return -1;
+    mla_status status = mla_context_create(&cuda, &device);
+    return status == MLA_OK || status == MLA_ERR_NO_DEVICE ? 0 : -1;
+}
+
+static int close_contexts(void **state)
+{
+    (void)state;
+    mla_context_destroy(host);
+    mla_context_destroy(device);
+    return 0;
+}
+
+struct run {
+    struct mla_case k;
+    mla_plan *plan;
+    void *out;
+    float *lse, *max_logits;
+};
+
+static void make(struct run *r, const char *text)
+{
+    memset(r, 0, sizeof *r);
+    if (mla_case_open(text, &r->k, NULL, NULL) != MLA_OK)
+        fail_msg("%s", mla_last_error());
+    mla_problem *p = &r->k.problem;
+    size_t rows = (size_t)(mla_total_q(p) * p->heads_q) + 1;
+    p->out_dtype = p->q_dtype;
+    p->wants_lse = p->wants_max_logits = true;
+    r->out = malloc(rows * (size_t)mla_d_v(p) * mla_dtype_bytes(p->out_dtype));
+    r->lse = malloc(rows * 4);
+    r->max_logits = malloc(rows * 4);
+    assert_true(r->out && r->lse && r->max_logits);
+}
+
+static void drop(struct run *r)
+{
+    mla_plan_destroy(r->plan);
+    mla_case_free(&r->k);
+    free(r->out);
+    free(r->lse);
+    free(r->max_logits);
+}
+
+static void plan(struct run *r, mla_route route, size_t limit)
+{
+    const mla_plan_options options = {.route = route,
+                                      .workspace_limit_bytes = limit,
+                                      .complete = r->k.complete};
+    mla_plan_destroy(r->plan);
+    if (mla_plan_create(device, &r->k.problem, &options, &r->plan) != MLA_OK)
+        fail_msg("%s", mla_last_error());
+}
+
+static void run(struct run *r)
+{
+    const struct mla_device_outputs outputs = {r->k.problem.out_dtype, MLA_F32, r->out, r->lse,
+                                               r->max_logits};
+    struct mla_device_case *c;
+    double seconds;
+    if (mla_device_case_open(0, r->plan, &r->k, &outputs, &c) != MLA_OK ||
+        mla_device_case_run(c, &seconds) != MLA_OK)
+        fail_msg("%s", mla_last_error());
+    mla_device_case_free(c);
+}
+
+static void judge(struct run *r, const char *text)
+{
+    const mla_problem *p = &r->k.problem;
+    const struct mla_result result = {p->out_dtype, MLA_F32, r->out, r->lse, r->max_logits};
+    mla_rounding *rounding = calloc((size_t)p->batch + 1, sizeof *rounding);
+    struct mla_check_report report;
+    struct mla_check_options options = {.context = host, .rounding = rounding, .name = "device"};
+    assert_non_null(rounding);
+    for (int64_t b = 0; b < p->batch; b++) {
+        mla_request_info info;
+        assert_int_equal(mla_plan_request(r->plan, b, &info), MLA_OK);
+        rounding[b] =
+            mla_rounding_of(p, MLA_BACKEND_CUDA, MLA_PRECISION_FP32, info.route, p->out_dtype);
+    }
+    if (mla_check_result(&r->k, &result, &options, &report) != MLA_OK)
+        fail_msg("%s", mla_last_error());
+    if (report.verdict == MLA_FAIL) {
+        mla_check_print(stdout, &r->k, &options, &report);
+        fail_msg("%s", text);
+    }
+    free(rounding);
+}
+
+static const char *const latent[] = {
+    "attend heads=6 batch=q70s300,3q1s77,q130s130 page=16 topk=0",
+    "attend heads=6 batch=q70s300,3q1s77,q130s130 topk=40 sink=1",
+    "attend heads=7 batch=q70s300,q0s0,3q1s77 page=7 cache=fp8_ds_mla topk=40 topk_lens=1 holes=1",
+    "attend heads=5 batch=q90s333,q4s0 cache=nvfp4_ds_mla page=64 topk=0",
+    "attend heads=3 batch=q150s400 dtype=f16 causal=0 mask=1",
+};
+
+/* Groups of heads, groups of requests, passes of rows: each limit cuts elsewhere. */
+static void test_workspace_limits(void **state)
+{
+    static const size_t limits[] = {0, 1, 9 << 20, 12 << 20};
+    (void)state;
+    if (!device)
+        skip();
+    for (size_t i = 0; i < sizeof latent / sizeof *latent; i++) {
+        struct run r;
+        make(&r, latent[i]);
+        for (int route = MLA_ROUTE_DENSE_MHA; route <= MLA_ROUTE_DENSE_MQA; route++) {
+            bool admissible = true;
+            for (int64_t b = 0; b < r.k.problem.batch; b++)
+                admissible &= mla_route_admissible(&r.k.problem, (mla_route)route,
+                                                   r.k.complete && r.k.complete[b], NULL);
+            for (size_t l = 0; admissible && l < sizeof limits / sizeof *limits; l++) {
+                plan(&r, (mla_route)route, limits[l]);
+                run(&r);
+                judge(&r, latent[i]);
+            }
+        }
+        drop(&r);
+    }
+}
+
+/* Requests shorter than planned. */
+static void test_run_time_lengths(void **state)
+{
+    static const int32_t lengths[] = {290, 80, 1, 60, 140};
+    (void)state;
+    if (!device)
+        skip();
+    for (int i = 0; i < 2; i++) {
+        struct run r;
+        make(&r, latent[i]);
+        r.k.tensors.seq_lens_kv = lengths;
+        for (int route = MLA_ROUTE_DENSE_MHA; route <= MLA_ROUTE_DENSE_MQA; route++) {
+            if (!mla_route_admissible(&r.k.problem, (mla_route)route, false, NULL))
+                continue;
+            plan(&r, (mla_route)route, 9 << 20);
+            run(&r);
+            judge(&r, latent[i]);
+        }
+        drop(&r);
+    }
+}
+
+/* Pages that do not exist hide their keys, whatever the route. */
+static void test_missing_pages(void **state)
+{
+    (void)state;
+    if (!device)
+        skip();
+    struct run r;
+    make(&r, latent[0]);
+    int32_t *pages = r.k.tensors.page_table.data;
+    pages[2] = -1;
+    pages[7] = (int32_t)r.k.problem.num_pages;
+    plan(&r, MLA_ROUTE_DENSE_MHA, 0);
+    run(&r);
+    judge(&r, "pages hidden, dense-mha");
+    plan(&r, MLA_ROUTE_DENSE_MQA, 0);
+    run(&r);
+    judge(&r, "pages hidden, dense-mqa");
+    drop(&r);
+}
+
+struct thread {
+    pthread_t id;
+    struct run run;
+    bool same;
+};
+
+static struct run first;
+
+static void *work(void *data)
+{
+    struct thread *t = data;
+    const mla_problem *p = &first.k.problem;
+    size_t bytes = (size_t)(mla_total_q(p) * p->heads_q * mla_d_v(p)) * 2;
+    t->same = true;
+    for (int i = 0; i < 4; i++) {
+        run(&t->run);
+        t->same &= memcmp(t->run.out, first.out, bytes) == 0;
+    }
+    return NULL;
+}
+
+/* One plan from many threads, each with a stream and a workspace: the same bits. */
+static void test_threads(void **state)
+{
+    enum { THREADS = 4 };
+    struct thread threads[THREADS];
+    (void)state;
+    if (!device)
+        skip();
+    for (int route = MLA_ROUTE_DENSE_MHA; route <= MLA_ROUTE_DENSE_MQA;
+         route += MLA_ROUTE_DENSE_MQA - MLA_ROUTE_DENSE_MHA) {
+        make(&first, latent[0]);
+        plan(&first, (mla_route)route, 9 << 20);
+        run(&first);
+        for (int i = 0; i < THREADS; i++) {
+            make(&threads[i].run, latent[0]);
+            threads[i].run.plan = first.plan;
+        }
+        for (int i = 0; i < THREADS; i++)
+            assert_int_equal(pthread_create(&threads[i].id, NULL, work, &threads[i]), 0);
+        for (int i = 0; i < THREADS; i++) {
+            pthread_join(threads[i].id, NULL);
+            assert_true(threads[i].same);
+            threads[i].run.plan = NULL;
+            drop(&threads[i].run);
+        }
+        drop(&first);
+    }
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_workspace_limits),
+        cmocka_unit_test(test_run_time_lengths),
+        cmocka_unit_test(test_missing_pages),
+        cmocka_unit_test(test_threads),
+    };
+    return cmocka_run_group_tests(tests, open_contexts, close_contexts);
+}
