@@ -155,7 +155,7 @@ static void write_packed(mla_cache_format format, const struct mla_record *recor
         mla_store_f32(MLA_BF16, rope, PACKED_ROPE, row + MODEL1_ROPE_AT);
     } else if (format == MLA_CACHE_V41) {
         write_ue8m0_tiles(row, V41_TILES, V41_TILE, data, scales);
-    } else {
+    } else if (format == MLA_CACHE_NVFP4_DS_MLA) {
         write_nvfp4_ds_mla(row, row + PACKED_LATENT, data, rope, scales);
     }
 }
@@ -177,7 +177,7 @@ static void convert(mla_dtype from, const char *src, mla_dtype to, char *dst, in
 static struct mla_record record_of(const mla_cache *c, const struct mla_cache_layout *l,
                                    int64_t slot)
 {
-    if (!l->paged)
+    if (!l->packed && !l->paged)
         return (struct mla_record){(const char *)c->kv_c.data + slot * l->row_bytes,
                                    c->qk_rope_dim > 0
                                        ? (const char *)c->k_pe.data + slot * l->page_bytes

@@ -143,9 +143,10 @@ static mla_status judge_values(const struct judge *j, const char **why)
     const mla_tensors *t = &j->c->tensors;
     bool expanded = p->form == MLA_FORM_EXPANDED;
     int64_t dv = mla_d_v(p), L = p->kv_lora_rank, ld = expanded ? dv : L + p->qk_rope_dim;
-    double *x = mla_alloc((size_t)(KEYS * (ld + dv) + dv), sizeof *x), *v = x + KEYS * ld;
+    double *x = mla_alloc((size_t)(KEYS * (ld + dv) + dv), sizeof *x);
     if (!x)
         return mla_fail(MLA_ERR_MEMORY, "mla_check_result: no memory for keys");
+    double *v = x + KEYS * ld;
     for (int64_t b = 0; b < p->batch; b++) {
         struct mla_request r = request_at(j, b);
         int64_t seq = mla_run_seq_len(&r, t), n = seq < KEYS ? seq / 2 * 2 : KEYS;

@@ -89,9 +89,12 @@ static void name_point(char *text, size_t bytes, const struct mla_check_point *x
 {
     int n = snprintf(text, bytes, "%s[request %" PRId64 " query %" PRId64 " head %" PRId64,
                      tensor_names[x->tensor], x->request, x->position, x->head);
-    if (n > 0 && (size_t)n < bytes)
-        n += x->dim >= 0 ? snprintf(text + n, bytes - (size_t)n, " d %" PRId64 "]", x->dim)
-                         : snprintf(text + n, bytes - (size_t)n, "]");
+    if (n <= 0 || (size_t)n >= bytes)
+        return;
+    if (x->dim >= 0)
+        snprintf(text + n, bytes - (size_t)n, " d %" PRId64 "]", x->dim);
+    else
+        snprintf(text + n, bytes - (size_t)n, "]");
 }
 
 /* What a file holds, which has no problem string. */
