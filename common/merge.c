@@ -2,6 +2,7 @@
 /* Merging partial results: the check before a backend's own code; conventions of lse. */
 #include "backend.h"
 #include "status.h"
+#include "tensors.h"
 
 #include <inttypes.h>
 #include <math.h>
@@ -12,6 +13,20 @@
             return mla_fail(MLA_ERR_ARGUMENT,                                                      \
                             "mla_merge: " field ": got " format ", want " wanted, got);            \
     } while (0)
+
+/* An out and its lse; lse NULL = not wanted. */
+static mla_status check_pair(const mla_merge_args *a, const char *out_name, const char *lse_name,
+                             const mla_tensor *out, const mla_tensor *lse, mla_dtype dtype)
+{
+    const struct mla_tensor_shape wide = {out_name, out,    a->rows,
+                                          a->heads, a->dim, mla_dtype_bytes(dtype),
+                                          false};
+    const struct mla_tensor_shape narrow = {lse_name, lse, a->rows,
+                                            a->heads, 1,   dtype == MLA_F64 ? 8 : 4,
+                                            true};
+    mla_status status = mla_tensor_layout("mla_merge", &wide);
+    return status == MLA_OK && lse ? mla_tensor_layout("mla_merge", &narrow) : status;
+}
 
 static mla_status check(const mla_merge_args *a)
 {
@@ -26,14 +41,14 @@ static mla_status check(const mla_merge_args *a)
     WANT((unsigned)a->out_base <= MLA_LSE_2, "out_base", "%d", (int)a->out_base, "a mla_lse_base");
     if (a->rows == 0 || a->heads == 0 || a->dim == 0)
         return MLA_OK;
-    WANT(a->out.data, "out", "%s", "NULL", "a tensor");
     WANT(a->parts == 0 || a->part_out, "part_out", "%s", "NULL", "an array of parts");
     WANT(a->parts == 0 || a->part_lse, "part_lse", "%s", "NULL", "an array of parts");
-    for (int64_t i = 0; i < a->parts; i++) {
-        WANT(a->part_out[i].data, "part_out[i]", "NULL at i = %" PRId64, i, "a tensor");
-        WANT(a->part_lse[i].data, "part_lse[i]", "NULL at i = %" PRId64, i, "a tensor");
-    }
-    return MLA_OK;
+    mla_status status =
+        check_pair(a, "out", "lse", &a->out, a->lse.data ? &a->lse : NULL, a->out_dtype);
+    for (int64_t i = 0; status == MLA_OK && i < a->parts; i++)
+        status =
+            check_pair(a, "part_out", "part_lse", &a->part_out[i], &a->part_lse[i], a->part_dtype);
+    return status;
 }
 
 mla_status mla_merge(const mla_context *context, const mla_merge_args *args, void *stream)

@@ -10,27 +10,17 @@
 
 /* ------------------------------------------------------------------ layout */
 
-/* One tensor: [rows, columns, width] of elements of so many bytes. */
-struct shape {
-    const char *name;
-    const mla_tensor *tensor;
-    int64_t rows, columns, width;
-    size_t bytes;
-    bool free_strides; /* lse: any non-zero strides */
-};
-
-static mla_status check_layout(const struct shape *s)
+mla_status mla_tensor_layout(const char *call, const struct mla_tensor_shape *s)
 {
     const mla_tensor *t = s->tensor;
     if (s->rows == 0 || s->columns == 0 || s->width == 0)
         return MLA_OK;
     if (!t->data)
         return mla_fail(MLA_ERR_ARGUMENT,
-                        "mla_run: %s: got NULL, want a tensor [%" PRId64 ", %" PRId64 ", %" PRId64
-                        "]",
-                        s->name, s->rows, s->columns, s->width);
+                        "%s: %s: got NULL, want a tensor [%" PRId64 ", %" PRId64 ", %" PRId64 "]",
+                        call, s->name, s->rows, s->columns, s->width);
     if ((uintptr_t)t->data % s->bytes)
-        return mla_fail(MLA_ERR_ARGUMENT, "mla_run: %s: got address %p, want a multiple of %zu",
+        return mla_fail(MLA_ERR_ARGUMENT, "%s: %s: got address %p, want a multiple of %zu", call,
                         s->name, t->data, s->bytes);
     int64_t end, more;
     if (s->free_strides) {
@@ -39,34 +29,34 @@ static mla_status check_layout(const struct shape *s)
             __builtin_mul_overflow(s->columns * (int64_t)s->bytes, t->stride[1], &more) ||
             __builtin_add_overflow(end, more, &end))
             return mla_fail(MLA_ERR_ARGUMENT,
-                            "mla_run: %s: got strides %" PRId64 ", %" PRId64
+                            "%s: %s: got strides %" PRId64 ", %" PRId64
                             ", want none negative and a tensor below 2^63 bytes",
-                            s->name, t->stride[0], t->stride[1]);
+                            call, s->name, t->stride[0], t->stride[1]);
         return MLA_OK;
     }
     int64_t inner = mla_stride1(t, s->width);
     if (s->columns > 1 && inner < s->width)
         return mla_fail(MLA_ERR_ARGUMENT,
-                        "mla_run: %s: got stride[1] %" PRId64 ", want 0 or at least %" PRId64,
+                        "%s: %s: got stride[1] %" PRId64 ", want 0 or at least %" PRId64, call,
                         s->name, inner, s->width);
     if (__builtin_mul_overflow(s->columns, inner, &end) ||
         __builtin_add_overflow(end, s->width, &more))
         return mla_fail(MLA_ERR_ARGUMENT,
-                        "mla_run: %s: got stride[1] %" PRId64 " over %" PRId64
+                        "%s: %s: got stride[1] %" PRId64 " over %" PRId64
                         " columns, want a tensor below 2^63 bytes",
-                        s->name, inner, s->columns);
+                        call, s->name, inner, s->columns);
     int64_t least = end - inner + s->width;
     int64_t outer = mla_stride0(t, end);
     if (s->rows > 1 && outer < least)
         return mla_fail(MLA_ERR_ARGUMENT,
-                        "mla_run: %s: got stride[0] %" PRId64 ", want 0 or at least %" PRId64,
+                        "%s: %s: got stride[0] %" PRId64 ", want 0 or at least %" PRId64, call,
                         s->name, outer, least);
     if (__builtin_mul_overflow(s->rows, outer, &end) ||
         __builtin_mul_overflow(end, (int64_t)s->bytes, &end))
         return mla_fail(MLA_ERR_ARGUMENT,
-                        "mla_run: %s: got stride[0] %" PRId64 " over %" PRId64
+                        "%s: %s: got stride[0] %" PRId64 " over %" PRId64
                         " rows, want a tensor below 2^63 bytes",
-                        s->name, outer, s->rows);
+                        call, s->name, outer, s->rows);
     return MLA_OK;
 }
 
@@ -77,13 +67,14 @@ static mla_status check_paged_cache(const mla_problem *p, const mla_tensors *t)
     int64_t row =
         (int64_t)(mla_cache_row_bytes(p->cache_format, p->kv_lora_rank, p->qk_rope_dim) / element);
     bool footer = p->cache_format == MLA_CACHE_MODEL1 || p->cache_format == MLA_CACHE_V41;
-    struct shape cache = {"kv_cache", &t->kv_cache, p->num_pages, p->page_size, row, element, 0};
+    struct mla_tensor_shape cache = {
+        "kv_cache", &t->kv_cache, p->num_pages, p->page_size, row, element, 0};
     if (footer) {
         /* A page is one block of bytes; the row stride has no meaning. */
         cache.columns = 1;
         cache.width = p->page_size * row;
     }
-    mla_status status = check_layout(&cache);
+    mla_status status = mla_tensor_layout("mla_run", &cache);
     if (status != MLA_OK || !t->kv_cache.data)
         return status;
     /* Rows of fp8_ds_mla hold f32 scales, the others bf16 values at even places. */
@@ -117,7 +108,7 @@ mla_status mla_tensors_layout(const mla_problem *p, const mla_tensors *t, bool l
                 : flat   ? mla_cache_row_bytes(p->cache_format, 1, 0)
                          : 1;
     int64_t wide_q = latent ? total_q : 0, heads_kv = expanded ? sum_kv : 0;
-    const struct shape shapes[] = {
+    const struct mla_tensor_shape shapes[] = {
         {"q_nope", &t->q_nope, wide_q, H, p->qk_nope_dim, q, false},
         {"q_pe", &t->q_pe, wide_q, H, dr, q, false},
         {"w_uk", &t->w_uk, latent && total_q ? H : 0, p->qk_nope_dim, L, q, false},
@@ -136,7 +127,7 @@ mla_status mla_tensors_layout(const mla_problem *p, const mla_tensors *t, bool l
         {"max_logits", &t->max_logits, p->wants_max_logits ? total_q : 0, H, 1, lse, true},
     };
     for (size_t i = 0; i < sizeof shapes / sizeof *shapes; i++) {
-        mla_status status = check_layout(&shapes[i]);
+        mla_status status = mla_tensor_layout("mla_run", &shapes[i]);
         if (status != MLA_OK)
             return status;
     }

@@ -3,6 +3,7 @@
 #include "support.h"
 #include "support_files.h"
 
+#include <glob.h>
 #include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -282,4 +283,44 @@ void test_file_free(struct test_file *f)
     for (int i = 0; i < f->num_tensors; i++)
         free(f->tensors[i].data);
     memset(f, 0, sizeof *f);
+}
+
+static char dir[512];
+
+int test_dir_make(void **state)
+{
+    (void)state;
+    snprintf(dir, sizeof dir, "%s/test_files.XXXXXX", MLA_BINARY_DIR);
+    return mkdtemp(dir) ? 0 : -1;
+}
+
+int test_dir_remove(void **state)
+{
+    (void)state;
+    char command[700];
+    snprintf(command, sizeof command, "rm -rf '%s'", dir);
+    return system(command);
+}
+
+const char *test_dir_path(const char *name)
+{
+    static char path[600];
+    snprintf(path, sizeof path, "%s/%s", dir, name);
+    return path;
+}
+
+int test_dir_files(void)
+{
+    glob_t found;
+    char pattern[600];
+    snprintf(pattern, sizeof pattern, "%s/*", dir);
+    int n = glob(pattern, 0, NULL, &found) == 0 ? (int)found.gl_pathc : 0;
+    if (n > 0)
+        globfree(&found);
+    return n;
+}
+
+void test_dir_use(const char *path)
+{
+    snprintf(dir, sizeof dir, "%s", path);
 }

@@ -40,4 +40,13 @@ void test_file_free(struct test_file *f);
 unsigned char *test_container(const char *header, size_t header_bytes, size_t data_bytes,
                               size_t *size);
 
+/* A scratch directory of the test program: group setup and teardown, the path of a file in it (until
+ * the next call), and how many files it holds. */
+int test_dir_make(void **state);
+int test_dir_remove(void **state);
+const char *test_dir_path(const char *name);
+int test_dir_files(void);
+/* Another directory instead, which stays. */
+void test_dir_use(const char *path);
+
 #endif

@@ -8,47 +8,11 @@
 #include "kernel.h"
 #include "status.h"
 
-#include <glob.h>
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
-
-static char dir[512];
-
-static const char *in_dir(const char *name)
-{
-    static char path[600];
-    snprintf(path, sizeof path, "%s/%s", dir, name);
-    return path;
-}
-
-static int files_in_dir(void)
-{
-    glob_t found;
-    char pattern[600];
-    snprintf(pattern, sizeof pattern, "%s/*", dir);
-    int n = glob(pattern, 0, NULL, &found) == 0 ? (int)found.gl_pathc : 0;
-    if (n > 0)
-        globfree(&found);
-    return n;
-}
-
-static int make_dir(void **state)
-{
-    (void)state;
-    snprintf(dir, sizeof dir, "%s/test_case_file.XXXXXX", MLA_BINARY_DIR);
-    return mkdtemp(dir) ? 0 : -1;
-}
-
-static int remove_dir(void **state)
-{
-    (void)state;
-    char command[700];
-    snprintf(command, sizeof command, "rm -rf '%s'", dir);
-    return system(command);
-}
 
 struct lines {
     int count;
@@ -353,22 +317,22 @@ static void round_trips_bit_for_bit(void **state)
             fail_msg("%s with %s: %s", accepted[i].base, accepted[i].edits, mla_last_error());
         assert_int_equal(lines.count, 0);
         assert_string_equal(c.text, "");
-        assert_ok(mla_case_save(&c, in_dir("a")));
-        assert_ok(mla_case_load(in_dir("a"), &again, keep_line, &lines));
+        assert_ok(mla_case_save(&c, test_dir_path("a")));
+        assert_ok(mla_case_load(test_dir_path("a"), &again, keep_line, &lines));
         assert_int_equal(lines.count, 0);
         assert_same_case(&c, &again);
         mla_case_free(&c);
-        assert_ok(mla_case_save(&again, in_dir("b")));
+        assert_ok(mla_case_save(&again, test_dir_path("b")));
         mla_case_free(&again);
         size_t n, m;
-        char *a = slurp(in_dir("a"), &n), *b = slurp(in_dir("b"), &m);
+        char *a = slurp(test_dir_path("a"), &n), *b = slurp(test_dir_path("b"), &m);
         assert_int_equal(n, m);
         assert_memory_equal(a, b, n);
         free(a);
         free(b);
     }
-    unlink(in_dir("a"));
-    unlink(in_dir("b"));
+    unlink(test_dir_path("a"));
+    unlink(test_dir_path("b"));
 }
 
 static void fields_are_as_the_file_says(void **state)
@@ -479,18 +443,18 @@ static void takes_data_at_any_offset(void **state)
         memcpy(moved + 8, bytes + 8, header);
         memset(moved + 8 + header, ' ', shift);
         memcpy(moved + 8 + n, bytes + 8 + header, size - 8 - header);
-        FILE *out = fopen(in_dir("moved"), "wb");
+        FILE *out = fopen(test_dir_path("moved"), "wb");
         assert_int_equal(fwrite(moved, 1, size + shift, out), size + shift);
         fclose(out);
         free(moved);
-        assert_ok(mla_case_load(in_dir("moved"), &c, NULL, NULL));
+        assert_ok(mla_case_load(test_dir_path("moved"), &c, NULL, NULL));
         assert_int_equal((uintptr_t)c.tensors.q.data % 2, 0);
         assert_int_equal((uintptr_t)c.tensors.kv_c.data % 4, 0);
         assert_int_equal((uintptr_t)c.problem.cu_seqlens_q % 4, 0);
         assert_same_case(&c, &want);
         mla_case_free(&c);
     }
-    unlink(in_dir("moved"));
+    unlink(test_dir_path("moved"));
     free(bytes);
     test_file_free(&f);
     mla_case_free(&want);
@@ -524,18 +488,18 @@ static void saves_strided_tensors_packed(void **state)
         for (size_t r = 0; r < (size_t)(flat ? 5 : p->num_pages); r++)
             memcpy(kv_wide + r * (block + 8), (char *)kv->data + r * block, block);
         *kv = (mla_tensor){kv_wide, {(int64_t)((block + 8) / unit), 0}};
-        assert_ok(mla_case_save(&wide, in_dir("wide")));
-        assert_ok(mla_case_load(in_dir("wide"), &again, NULL, NULL));
+        assert_ok(mla_case_save(&wide, test_dir_path("wide")));
+        assert_ok(mla_case_load(test_dir_path("wide"), &again, NULL, NULL));
         assert_same_case(&c, &again);
         mla_case_free(&again);
         q->data = NULL;
-        assert_refused(mla_case_save(&wide, in_dir("wide2")), MLA_ERR_ARGUMENT, "got NULL");
+        assert_refused(mla_case_save(&wide, test_dir_path("wide2")), MLA_ERR_ARGUMENT, "got NULL");
         mla_case_free(&c);
         free(q_wide);
         free(kv_wide);
-        assert_int_equal(files_in_dir(), 1);
+        assert_int_equal(test_dir_files(), 1);
     }
-    unlink(in_dir("wide"));
+    unlink(test_dir_path("wide"));
 }
 
 static void opens_files_and_refuses_the_rest(void **state)
@@ -543,18 +507,18 @@ static void opens_files_and_refuses_the_rest(void **state)
     (void)state;
     struct mla_case c;
     assert_ok(load("latent", "", &c, NULL));
-    assert_ok(mla_case_save(&c, in_dir("attend")));
+    assert_ok(mla_case_save(&c, test_dir_path("attend")));
     mla_case_free(&c);
-    assert_ok(mla_case_open(in_dir("attend"), &c, NULL, NULL));
+    assert_ok(mla_case_open(test_dir_path("attend"), &c, NULL, NULL));
     mla_case_free(&c);
-    assert_refused(mla_case_open(in_dir("absent"), &c, NULL, NULL), MLA_ERR_ARGUMENT,
+    assert_refused(mla_case_open(test_dir_path("absent"), &c, NULL, NULL), MLA_ERR_ARGUMENT,
                    "No such file");
     assert_refused(mla_case_open("", &c, NULL, NULL), MLA_ERR_ARGUMENT, "want a problem file");
-    assert_refused(mla_case_open(dir, &c, NULL, NULL), MLA_ERR_ARGUMENT, "a directory");
+    assert_refused(mla_case_open(test_dir_path("."), &c, NULL, NULL), MLA_ERR_ARGUMENT, "a directory");
     assert_null(c.owned);
     mla_case_free(&c);
     mla_case_free(NULL);
-    unlink(in_dir("attend"));
+    unlink(test_dir_path("attend"));
 }
 
 /* What the generator makes survives the file, in every form and cache format. */
@@ -577,13 +541,13 @@ static void generated_cases_round_trip(void **state)
         assert_ok(mla_case_open(strings[i], &c, NULL, NULL));
         /* The file does not say which dtype is wanted for out. */
         c.problem.out_dtype = MLA_F32;
-        assert_ok(mla_case_save(&c, in_dir("g")));
-        assert_ok(mla_case_load(in_dir("g"), &again, keep_line, &lines));
+        assert_ok(mla_case_save(&c, test_dir_path("g")));
+        assert_ok(mla_case_load(test_dir_path("g"), &again, keep_line, &lines));
         assert_int_equal(lines.count, 0);
         assert_same_case(&c, &again);
         mla_case_free(&c);
         mla_case_free(&again);
-        unlink(in_dir("g"));
+        unlink(test_dir_path("g"));
     }
     struct mla_case c;
     assert_refused(mla_case_open("attend form=round", &c, NULL, NULL), MLA_ERR_ARGUMENT, "form");
@@ -614,19 +578,19 @@ static void every_allocation_of_a_case_may_fail(void **state)
         done = false;
         for (int64_t n = 1; !done; n++) {
             mla_alloc_fail_at(n);
-            mla_status status = mla_case_save(&c, in_dir("x"));
+            mla_status status = mla_case_save(&c, test_dir_path("x"));
             mla_alloc_fail_at(0);
             done = status == MLA_OK;
             if (!done)
                 assert_int_equal(status, MLA_ERR_MEMORY);
-            assert_int_equal(files_in_dir(), done);
+            assert_int_equal(test_dir_files(), done);
             assert_true(n < 2000);
         }
         mla_case_free(&c);
         done = false;
         for (int64_t n = 1; !done; n++) {
             mla_alloc_fail_at(n);
-            mla_status status = mla_case_load(in_dir("x"), &c, NULL, NULL);
+            mla_status status = mla_case_load(test_dir_path("x"), &c, NULL, NULL);
             mla_alloc_fail_at(0);
             done = status == MLA_OK;
             if (!done)
@@ -634,7 +598,7 @@ static void every_allocation_of_a_case_may_fail(void **state)
             assert_true(n < 2000);
         }
         mla_case_free(&c);
-        unlink(in_dir("x"));
+        unlink(test_dir_path("x"));
         free(bytes);
         test_file_free(&f);
     }
@@ -664,8 +628,8 @@ static void results_round_trip(void **state)
                                           {.route = MLA_ROUTE_DENSE_MHA, .kernel = "one"},
                                           {.route = MLA_ROUTE_SPARSE_MQA, .kernel = "two"}};
     struct lines lines = {0};
-    assert_ok(mla_result_save(in_dir("r"), &c.problem, &r, MLA_BACKEND_CPU, requests));
-    assert_ok(mla_result_load(in_dir("r"), &c.problem, &back, keep_line, &lines));
+    assert_ok(mla_result_save(test_dir_path("r"), &c.problem, &r, MLA_BACKEND_CPU, requests));
+    assert_ok(mla_result_load(test_dir_path("r"), &c.problem, &back, keep_line, &lines));
     assert_int_equal(lines.count, 0);
     assert_int_equal(back.out_dtype, MLA_F32);
     assert_int_equal(back.lse_dtype, MLA_F32);
@@ -679,21 +643,21 @@ static void results_round_trip(void **state)
     assert_string_equal(back.kernel, "one,one,two");
     mla_result_free(&back);
     r.lse = r.max_logits = r.bound = NULL;
-    assert_ok(mla_result_save(in_dir("r"), &c.problem, &r, MLA_BACKEND_CPU, requests));
-    assert_ok(mla_result_load(in_dir("r"), &c.problem, &back, NULL, NULL));
+    assert_ok(mla_result_save(test_dir_path("r"), &c.problem, &r, MLA_BACKEND_CPU, requests));
+    assert_ok(mla_result_load(test_dir_path("r"), &c.problem, &back, NULL, NULL));
     assert_true(back.out && !back.lse && !back.max_logits && !back.bound);
     mla_result_free(&back);
     /* Against another problem the shape is wrong. */
     struct mla_case other;
     assert_ok(load("absorbed", "", &other, NULL));
-    assert_refused(mla_result_load(in_dir("r"), &other.problem, &back, NULL, NULL),
+    assert_refused(mla_result_load(test_dir_path("r"), &other.problem, &back, NULL, NULL),
                    MLA_ERR_ARGUMENT, "out: got shape [3, 2, 4], want [3, 2, 8]");
     mla_case_free(&other);
     r.out = NULL;
-    unlink(in_dir("r"));
-    assert_refused(mla_result_save(in_dir("r"), &c.problem, &r, MLA_BACKEND_CPU, requests),
+    unlink(test_dir_path("r"));
+    assert_refused(mla_result_save(test_dir_path("r"), &c.problem, &r, MLA_BACKEND_CPU, requests),
                    MLA_ERR_ARGUMENT, "out: got no data");
-    assert_int_equal(files_in_dir(), 0);
+    assert_int_equal(test_dir_files(), 0);
     mla_case_free(&c);
 }
 
@@ -767,18 +731,19 @@ static void every_allocation_of_a_result_may_fail(void **state)
     bool done = false;
     for (int64_t n = 1; !done; n++) {
         mla_alloc_fail_at(n);
-        mla_status status = mla_result_save(in_dir("r"), &c.problem, &r, MLA_BACKEND_CPU, requests);
+        mla_status status =
+            mla_result_save(test_dir_path("r"), &c.problem, &r, MLA_BACKEND_CPU, requests);
         mla_alloc_fail_at(0);
         done = status == MLA_OK;
         if (!done)
             assert_int_equal(status, MLA_ERR_MEMORY);
-        assert_int_equal(files_in_dir(), done);
+        assert_int_equal(test_dir_files(), done);
     }
     done = false;
     for (int64_t n = 1; !done; n++) {
         struct mla_result_file back;
         mla_alloc_fail_at(n);
-        mla_status status = mla_result_load(in_dir("r"), &c.problem, &back, NULL, NULL);
+        mla_status status = mla_result_load(test_dir_path("r"), &c.problem, &back, NULL, NULL);
         mla_alloc_fail_at(0);
         done = status == MLA_OK;
         if (!done) {
@@ -787,7 +752,7 @@ static void every_allocation_of_a_result_may_fail(void **state)
         }
         mla_result_free(&back);
     }
-    unlink(in_dir("r"));
+    unlink(test_dir_path("r"));
     mla_case_free(&c);
 }
 
@@ -838,5 +803,5 @@ int main(void)
         cmocka_unit_test(every_allocation_of_a_result_may_fail),
         cmocka_unit_test(corpus_is_up_to_date),
     };
-    return cmocka_run_group_tests(tests, make_dir, remove_dir);
+    return cmocka_run_group_tests(tests, test_dir_make, test_dir_remove);
 }

@@ -213,6 +213,53 @@ static void no_parts(void **state)
     mla_context_destroy(context);
 }
 
+static void misuse(void **state)
+{
+    (void)state;
+    struct parts *p = malloc(sizeof *p);
+    mla_context *context;
+    assert_non_null(p);
+    assert_ok(mla_context_create(NULL, &context));
+    make(p, MLA_F32, MLA_F32, MLA_LSE_E, -INFINITY, 9);
+    const mla_merge_args good = p->args;
+#define REFUSES(change, text)                                                                      \
+    do {                                                                                           \
+        mla_merge_args a = good;                                                                   \
+        mla_tensor part_out[PARTS], part_lse[PARTS];                                               \
+        memcpy(part_out, good.part_out, sizeof part_out);                                          \
+        memcpy(part_lse, good.part_lse, sizeof part_lse);                                          \
+        a.part_out = part_out, a.part_lse = part_lse;                                              \
+        change;                                                                                    \
+        assert_refused(mla_merge(context, &a, NULL), MLA_ERR_ARGUMENT, text);                      \
+    } while (0)
+    assert_ok(mla_merge(context, &good, NULL));
+    REFUSES(a.parts = -1, "parts: got -1");
+    REFUSES(a.rows = -1, "rows: got -1");
+    REFUSES(a.heads = 65537, "heads: got 65537");
+    REFUSES(a.dim = -1, "dim: got -1");
+    REFUSES(a.part_dtype = (mla_dtype)9, "part_dtype: got 9");
+    REFUSES(a.out_dtype = (mla_dtype)9, "out_dtype: got 9");
+    REFUSES(a.part_base = (mla_lse_base)2, "part_base: got 2");
+    REFUSES(a.out_base = (mla_lse_base)2, "out_base: got 2");
+    REFUSES(a.out.data = NULL, "out: got NULL");
+    REFUSES(a.out.stride[1] = DIM - 1, "out: got stride[1]");
+    REFUSES(a.lse.stride[0] = -1, "lse: got strides");
+    REFUSES(a.part_out = NULL, "part_out: got NULL");
+    REFUSES(a.part_lse = NULL, "part_lse: got NULL");
+    REFUSES(part_out[3].data = NULL, "part_out: got NULL");
+    REFUSES(part_out[3].stride[0] = 5, "part_out: got stride[0] 5");
+    REFUSES(part_lse[4].data = NULL, "part_lse: got NULL");
+    REFUSES(part_lse[4].data = (char *)part_lse[4].data + 1, "part_lse: got address");
+#undef REFUSES
+    assert_refused(mla_merge(NULL, &good, NULL), MLA_ERR_ARGUMENT, "context: got NULL");
+    assert_refused(mla_merge(context, NULL, NULL), MLA_ERR_ARGUMENT, "args: got NULL");
+    assert_refused(mla_merge(context, &good, context), MLA_ERR_ARGUMENT, "stream");
+    mla_context_destroy(context);
+    for (size_t i = 0; i < sizeof p->owned / sizeof *p->owned; i++)
+        free(p->owned[i]);
+    free(p);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -220,6 +267,7 @@ int main(void)
         cmocka_unit_test(sinks),
         cmocka_unit_test(nan_stays_in_its_row),
         cmocka_unit_test(no_parts),
+        cmocka_unit_test(misuse),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

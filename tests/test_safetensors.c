@@ -5,7 +5,6 @@
 #include "status.h"
 
 #include <fcntl.h>
-#include <glob.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -14,41 +13,6 @@
 #include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
-
-static char dir[512];
-
-static const char *in_dir(const char *name)
-{
-    static char path[600];
-    snprintf(path, sizeof path, "%s/%s", dir, name);
-    return path;
-}
-
-static int files_in_dir(void)
-{
-    glob_t found;
-    char pattern[600];
-    snprintf(pattern, sizeof pattern, "%s/*", dir);
-    int n = glob(pattern, 0, NULL, &found) == 0 ? (int)found.gl_pathc : 0;
-    if (n > 0)
-        globfree(&found);
-    return n;
-}
-
-static int make_dir(void **state)
-{
-    (void)state;
-    snprintf(dir, sizeof dir, "%s/test_safetensors.XXXXXX", MLA_BINARY_DIR);
-    return mkdtemp(dir) ? 0 : -1;
-}
-
-static int remove_dir(void **state)
-{
-    (void)state;
-    char command[700];
-    snprintf(command, sizeof command, "rm -rf '%s'", dir);
-    return system(command);
-}
 
 static void write_bytes(const char *path, const void *bytes, size_t n)
 {
@@ -243,28 +207,28 @@ static void refuses_what_is_no_file(void **state)
 {
     (void)state;
     struct mla_st_file file;
-    assert_refused(mla_st_open(in_dir("absent"), &file), MLA_ERR_IO, "No such file");
-    assert_refused(mla_st_open(dir, &file), MLA_ERR_ARGUMENT, "got a directory");
+    assert_refused(mla_st_open(test_dir_path("absent"), &file), MLA_ERR_IO, "No such file");
+    assert_refused(mla_st_open(test_dir_path("."), &file), MLA_ERR_ARGUMENT, "got a directory");
     assert_refused(mla_st_open("/dev/null", &file), MLA_ERR_ARGUMENT, "got a character device");
-    assert_int_equal(mkfifo(in_dir("fifo"), 0600), 0);
-    assert_refused(mla_st_open(in_dir("fifo"), &file), MLA_ERR_ARGUMENT, "got a FIFO");
-    write_bytes(in_dir("empty"), "", 0);
-    assert_refused(mla_st_open(in_dir("empty"), &file), MLA_ERR_ARGUMENT, "empty file");
-    write_bytes(in_dir("short"), "1234567", 7);
-    assert_refused(mla_st_open(in_dir("short"), &file), MLA_ERR_ARGUMENT, "got 7 bytes");
-    unlink(in_dir("fifo"));
-    unlink(in_dir("empty"));
-    unlink(in_dir("short"));
+    assert_int_equal(mkfifo(test_dir_path("fifo"), 0600), 0);
+    assert_refused(mla_st_open(test_dir_path("fifo"), &file), MLA_ERR_ARGUMENT, "got a FIFO");
+    write_bytes(test_dir_path("empty"), "", 0);
+    assert_refused(mla_st_open(test_dir_path("empty"), &file), MLA_ERR_ARGUMENT, "empty file");
+    write_bytes(test_dir_path("short"), "1234567", 7);
+    assert_refused(mla_st_open(test_dir_path("short"), &file), MLA_ERR_ARGUMENT, "got 7 bytes");
+    unlink(test_dir_path("fifo"));
+    unlink(test_dir_path("empty"));
+    unlink(test_dir_path("short"));
 }
 
 /* In a child, so that root can give its rights away. */
 static void refuses_a_file_without_permission(void **state)
 {
     (void)state;
-    write_bytes(in_dir("secret"), "\2\0\0\0\0\0\0\0{}", 10);
-    assert_int_equal(chmod(in_dir("secret"), 0), 0);
+    write_bytes(test_dir_path("secret"), "\2\0\0\0\0\0\0\0{}", 10);
+    assert_int_equal(chmod(test_dir_path("secret"), 0), 0);
     /* The directories on the way must be open to the child. */
-    int fd = open(dir, O_RDONLY | O_DIRECTORY);
+    int fd = open(test_dir_path("."), O_RDONLY | O_DIRECTORY);
     assert_true(fd >= 0);
     assert_int_equal(fchmod(fd, 0755), 0);
     pid_t pid = fork();
@@ -278,7 +242,7 @@ static void refuses_a_file_without_permission(void **state)
     int result;
     assert_int_equal(waitpid(pid, &result, 0), pid);
     close(fd);
-    unlink(in_dir("secret"));
+    unlink(test_dir_path("secret"));
     assert_int_equal(result, 0);
 }
 
@@ -304,9 +268,9 @@ static mla_status write_some(const char *path)
 static void round_trip_and_order(void **state)
 {
     (void)state;
-    assert_ok(write_some(in_dir("one")));
+    assert_ok(write_some(test_dir_path("one")));
     struct mla_st_file file;
-    assert_ok(mla_st_open(in_dir("one"), &file));
+    assert_ok(mla_st_open(test_dir_path("one"), &file));
     assert_int_equal(file.num_tensors, NUM_SOME);
     for (int i = 0; i < NUM_SOME; i++) {
         const struct mla_st_tensor *t = mla_st_find(&file, some[i].name);
@@ -334,23 +298,23 @@ static void round_trip_and_order(void **state)
     for (int i = 0; i < NUM_SOME; i++)
         turned[i] = some[NUM_SOME - 1 - i];
     const char *const keys[] = {"a", "z"}, *const values[] = {"", "line\nbreak"};
-    assert_ok(mla_st_write(in_dir("two"), turned, NUM_SOME, keys, values, 2));
-    FILE *f = fopen(in_dir("one"), "rb"), *g = fopen(in_dir("two"), "rb");
+    assert_ok(mla_st_write(test_dir_path("two"), turned, NUM_SOME, keys, values, 2));
+    FILE *f = fopen(test_dir_path("one"), "rb"), *g = fopen(test_dir_path("two"), "rb");
     size_t n = fread(text, 1, sizeof text, f), m = fread(again, 1, sizeof again, g);
     fclose(f);
     fclose(g);
     assert_int_equal(n, m);
     assert_memory_equal(text, again, n);
     assert_memory_equal(text + 8, "{\"__metadata__\":{\"a\":\"\",\"z\":", 28);
-    assert_int_equal(files_in_dir(), 2); /* and no temporary file */
-    unlink(in_dir("one"));
-    unlink(in_dir("two"));
+    assert_int_equal(test_dir_files(), 2); /* and no temporary file */
+    unlink(test_dir_path("one"));
+    unlink(test_dir_path("two"));
 }
 
 static void writer_refuses_bad_tensors(void **state)
 {
     (void)state;
-    const char *path = in_dir("bad");
+    const char *path = test_dir_path("bad");
     struct mla_st_tensor t[2] = {some[1], some[1]};
     assert_refused(mla_st_write(path, t, 2, NULL, NULL, 0), MLA_ERR_ARGUMENT, "twice");
     t[0].bytes = 15;
@@ -376,16 +340,16 @@ static void writer_refuses_bad_tensors(void **state)
     assert_refused(mla_st_write(path, some, 1, key, value, 1), MLA_ERR_ARGUMENT, "UTF-8");
     const char *const good[] = {"v", "w"};
     assert_refused(mla_st_write(path, some, 1, key, good, 2), MLA_ERR_ARGUMENT, "twice");
-    assert_int_equal(files_in_dir(), 0);
+    assert_int_equal(test_dir_files(), 0);
 }
 
 static void writer_failure_leaves_nothing(void **state)
 {
     (void)state;
-    assert_refused(write_some(dir), MLA_ERR_ARGUMENT, "got a directory");
+    assert_refused(write_some(test_dir_path(".")), MLA_ERR_ARGUMENT, "got a directory");
     assert_refused(write_some("/dev/null"), MLA_ERR_ARGUMENT, "device");
-    assert_refused(write_some(in_dir("absent/x")), MLA_ERR_IO, "No such file");
-    assert_int_equal(files_in_dir(), 0);
+    assert_refused(write_some(test_dir_path("absent/x")), MLA_ERR_IO, "No such file");
+    assert_int_equal(test_dir_files(), 0);
 
     /* A full disk: the limit stops the file at byte 100, in the header, then in the data. The signal
      * that comes with it must not end the process. */
@@ -396,19 +360,19 @@ static void writer_failure_leaves_nothing(void **state)
     const rlim_t limits[] = {0, 4, 100, 4096, BIG};
     struct rlimit before;
     getrlimit(RLIMIT_FSIZE, &before);
-    write_bytes(in_dir("old"), "old", 3);
+    write_bytes(test_dir_path("old"), "old", 3);
     for (size_t i = 0; i < sizeof limits / sizeof *limits; i++) {
         struct rlimit tiny = {limits[i], before.rlim_max};
         assert_int_equal(setrlimit(RLIMIT_FSIZE, &tiny), 0);
-        mla_status fresh = mla_st_write(in_dir("new"), &big, 1, NULL, NULL, 0);
-        mla_status over = mla_st_write(in_dir("old"), &big, 1, NULL, NULL, 0);
+        mla_status fresh = mla_st_write(test_dir_path("new"), &big, 1, NULL, NULL, 0);
+        mla_status over = mla_st_write(test_dir_path("old"), &big, 1, NULL, NULL, 0);
         setrlimit(RLIMIT_FSIZE, &before);
         assert_refused(fresh, MLA_ERR_IO, "File too large");
         assert_refused(over, MLA_ERR_IO, "File too large");
-        assert_int_equal(files_in_dir(), 1);
+        assert_int_equal(test_dir_files(), 1);
     }
     char text[8] = "";
-    FILE *f = fopen(in_dir("old"), "rb");
+    FILE *f = fopen(test_dir_path("old"), "rb");
     assert_int_equal(fread(text, 1, 8, f), 3);
     fclose(f);
     assert_string_equal(text, "old");
@@ -416,8 +380,8 @@ static void writer_failure_leaves_nothing(void **state)
     sigset_t pending;
     sigpending(&pending);
     assert_false(sigismember(&pending, SIGXFSZ));
-    assert_ok(mla_st_write(in_dir("old"), &big, 1, NULL, NULL, 0));
-    unlink(in_dir("old"));
+    assert_ok(mla_st_write(test_dir_path("old"), &big, 1, NULL, NULL, 0));
+    unlink(test_dir_path("old"));
     free(zeros);
 }
 
@@ -430,19 +394,19 @@ static void every_allocation_may_fail(void **state)
     int64_t n = 0;
     while (!done) {
         mla_alloc_fail_at(++n);
-        mla_status status = write_some(in_dir("x"));
+        mla_status status = write_some(test_dir_path("x"));
         mla_alloc_fail_at(0);
         done = status == MLA_OK;
         if (!done)
             assert_refused(status, MLA_ERR_MEMORY, "no memory");
-        assert_int_equal(files_in_dir(), done);
+        assert_int_equal(test_dir_files(), done);
         assert_true(n < 1000);
     }
     assert_true(n > 20);
     for (done = false, n = 0; !done;) {
         struct mla_st_file file;
         mla_alloc_fail_at(++n);
-        mla_status status = mla_st_open(in_dir("x"), &file);
+        mla_status status = mla_st_open(test_dir_path("x"), &file);
         mla_alloc_fail_at(0);
         done = status == MLA_OK;
         if (done)
@@ -453,23 +417,23 @@ static void every_allocation_may_fail(void **state)
         assert_true(n < 1000);
     }
     assert_true(n > 20);
-    unlink(in_dir("x"));
+    unlink(test_dir_path("x"));
 }
 
 /* For safetensors_python.py: our file, and every header of the table as its own file. */
 static int write_samples(const char *folder)
 {
-    snprintf(dir, sizeof dir, "%s", folder);
+    test_dir_use(folder);
     for (size_t i = 0; i < sizeof headers / sizeof *headers; i++) {
         char name[32];
         size_t size;
         unsigned char *bytes =
             test_container(headers[i].header, strlen(headers[i].header), headers[i].data, &size);
         snprintf(name, sizeof name, "%02zu-%s", i, headers[i].fragment ? "refused" : "accepted");
-        write_bytes(in_dir(name), bytes, size);
+        write_bytes(test_dir_path(name), bytes, size);
         free(bytes);
     }
-    return write_some(in_dir("ours")) == MLA_OK ? 0 : 1;
+    return write_some(test_dir_path("ours")) == MLA_OK ? 0 : 1;
 }
 
 int main(int argc, char **argv)
@@ -487,5 +451,5 @@ int main(int argc, char **argv)
         cmocka_unit_test(writer_failure_leaves_nothing),
         cmocka_unit_test(every_allocation_may_fail),
     };
-    return cmocka_run_group_tests(tests, make_dir, remove_dir);
+    return cmocka_run_group_tests(tests, test_dir_make, test_dir_remove);
 }
