@@ -43,7 +43,7 @@ static int64_t NAME(token)(const struct NAME(pass) * s, int64_t i, const struct 
 {
     int64_t row = s->first + i;
     *r = s->r;
-    if (s->a->sparse) {
+    if (!s->r) { /* passes over lists cross requests */
         int64_t low = 0, high = s->job->num_requests; /* row_start[low] <= row < row_start[high] */
         while (high - low > 1) {
             int64_t middle = (low + high) / 2;

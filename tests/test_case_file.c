@@ -514,7 +514,8 @@ static void opens_files_and_refuses_the_rest(void **state)
     assert_refused(mla_case_open(test_dir_path("absent"), &c, NULL, NULL), MLA_ERR_ARGUMENT,
                    "No such file");
     assert_refused(mla_case_open("", &c, NULL, NULL), MLA_ERR_ARGUMENT, "want a problem file");
-    assert_refused(mla_case_open(test_dir_path("."), &c, NULL, NULL), MLA_ERR_ARGUMENT, "a directory");
+    assert_refused(mla_case_open(test_dir_path("."), &c, NULL, NULL), MLA_ERR_ARGUMENT,
+                   "a directory");
     assert_null(c.owned);
     mla_case_free(&c);
     mla_case_free(NULL);
