@@ -144,7 +144,7 @@ static void load_queries(struct block *b)
                 double ga = mla_bound_gam((double)dn, u->ua) * (1 + up) * (1 + ud);
                 for (int64_t l = 0; l < L; l++) {
                     c[l] = (float)((f * fabs(q[l]) + at * (ga * a[l] + tiny)) * SLACK);
-                    if (fabs(q[l]) >= huge * at)
+                    if (fabs(q[l]) > huge * at) /* both are 0 where tau is */
                         b->dl0[m] = INFINITY;
                 }
                 for (int64_t l = L; l < dk; l++)

@@ -386,12 +386,44 @@ static void bad_arguments(void **state)
     mla_case_free(&c);
 }
 
+/* At scale 0 all scores are 0 however the queries round: a bound there is finite and small. */
+static void scale_zero_has_a_bound(void **state)
+{
+    (void)state;
+    struct mla_case_spec spec;
+    struct mla_case c;
+    assert_int_equal(mla_case_spec_parse(&spec, "attend model=tiny topk=0 b=1 sq=4 skv=20 scale=0"),
+                     MLA_OK);
+    assert_int_equal(mla_case_make(&spec, &c), MLA_OK);
+    mla_problem_release(&spec.problem);
+    mla_context *context;
+    assert_int_equal(mla_context_create(NULL, &context), MLA_OK);
+    enum { N = 4 * 4 * 32 };
+    double *hard = malloc(N * sizeof *hard);
+    assert_non_null(hard);
+    for (int route = MLA_ROUTE_DENSE_MHA; route <= MLA_ROUTE_DENSE_MQA; route++) {
+        mla_rounding rounding = mla_rounding_of(&c.problem, MLA_BACKEND_CUDA, MLA_PRECISION_FP32,
+                                                (mla_route)route, MLA_BF16);
+        mla_reference_args args = {.rounding = &rounding, .hard = hard};
+        assert_int_equal(mla_reference(context, &c.problem, &c.tensors, &args), MLA_OK);
+        for (int i = 0; i < N; i++)
+            assert_true(hard[i] > 0 && hard[i] < 1);
+    }
+    free(hard);
+    mla_context_destroy(context);
+    mla_case_free(&c);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(agrees_with_oracle),      cmocka_unit_test(samples_and_threads),
-        cmocka_unit_test(bad_arguments),           cmocka_unit_test(gram_agrees),
-        cmocka_unit_test(unseen_nan_keeps_bounds), cmocka_unit_test(bounds_hold),
+        cmocka_unit_test(agrees_with_oracle),
+        cmocka_unit_test(samples_and_threads),
+        cmocka_unit_test(bad_arguments),
+        cmocka_unit_test(gram_agrees),
+        cmocka_unit_test(unseen_nan_keeps_bounds),
+        cmocka_unit_test(scale_zero_has_a_bound),
+        cmocka_unit_test(bounds_hold),
     };
     return cmocka_run_group_tests_name("bound", tests, NULL, NULL);
 }
