@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* CPU kernels against sgemm. Attention FLOP alone are counted: 2·(d_qk + d_v) for each head and each
- * causal pair of query and key (dense, masked) or each listed pair (sparse), with the widths of the
- * kernel's own form. The yardstick is a square sgemm on as many threads, before and after each run;
- * a run whose yardstick moved by more than a tenth is not counted. */
+/* CPU kernels against sgemm. Attention FLOP alone are counted: 2·(d_qk + d_v) for each head and
+ * each causal pair of query and key (dense, masked) or each listed pair (sparse), with the widths
+ * of the kernel's own form. The yardstick is a square sgemm on as many threads, before and after
+ * each run; a run whose yardstick moved by more than a tenth is not counted. */
 #include "bench/bench.h"
 
 #include "common/status.h"

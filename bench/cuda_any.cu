@@ -1,10 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Times of the absorbed-form kernels of cuda/any beside the device's own ceilings, measured in the
  * same run: mma.sync from registers, a reading loop, a gather of random cache rows. Events around
- * one run, 256 MB written before each (past L2), median of the repetitions. FLOP: 2 · pairs · heads ·
- * (576 + 512); bytes: gathered rows once a query token, dense caches once, q and out. Values are
- * checked by test_cuda_any, not here. A word on the command line keeps the shapes whose name holds
- * it. */
+ * one run, 256 MB written before each (past L2), median of the repetitions. FLOP: 2 · pairs ·
+ * heads · (576 + 512); bytes: gathered rows once a query token, dense caches once, q and out.
+ * Values are checked by test_cuda_any, not here. A word on the command line keeps the shapes whose
+ * name holds it. */
 #include "any/mqa.h"
 #include "device.h"
 #include "element.cuh"

@@ -427,8 +427,8 @@ static inline bool find_record(const struct row_map *m, int64_t j, struct mla_re
     return true;
 }
 
-/* The readers, once for float and once for double. Inlined by force, because a function that a clone
- * calls is not compiled for the clone's instructions. */
+/* The readers, once for float and once for double. Inlined by force, because a function that a
+ * clone calls is not compiled for the clone's instructions. */
 #define ALWAYS_INLINE static inline __attribute__((always_inline))
 #define REAL float
 #define NAME(stem) stem##_f32

@@ -35,10 +35,10 @@ static inline bool mla_cache_is_packed(mla_cache_format format)
     return format >= MLA_CACHE_FP8_DS_MLA;
 }
 
-/* Reads n latent cache rows (L latent values, then dr rope values; row i to dst + i·ld) of request r,
- * exactly dequantised: keys index[i], or first + i where index is NULL. Works on every format, flat
- * and paged. Keys outside [0, seq_len_kv) or on a page outside [0, num_pages) give a row of zeros
- * and valid[i] = 0, else 1. valid may be NULL. Latent and absorbed problems. Any thread. */
+/* Reads n latent cache rows (L latent values, then dr rope values; row i to dst + i·ld) of request
+ * r, exactly dequantised: keys index[i], or first + i where index is NULL. Works on every format,
+ * flat and paged. Keys outside [0, seq_len_kv) or on a page outside [0, num_pages) give a row of
+ * zeros and valid[i] = 0, else 1. valid may be NULL. Latent and absorbed problems. Any thread. */
 void mla_cache_rows_f32(const mla_problem *problem, const mla_tensors *tensors,
                         const struct mla_request *request, int64_t seq_len_kv, const int32_t *index,
                         int64_t first, int64_t n, float *dst, int64_t ld, uint8_t *valid);

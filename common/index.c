@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* mla/index.h, the calls that a backend serves: argument checks for all of them, then the backend. */
+/* mla/index.h, the calls that a backend serves: argument checks for all of them, then the
+ * backend. */
 #include "mla/index.h"
 
 #include "backend.h"

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Argument checks of the indexer and top-k calls: a rule is a row of a table, a broken rule a sentence
- * "function: field: got X, want Y". */
+/* Argument checks of the indexer and top-k calls: a rule is a row of a table, a broken rule a
+ * sentence "function: field: got X, want Y". */
 #ifndef MLA_COMMON_INDEX_CHECK_H
 #define MLA_COMMON_INDEX_CHECK_H
 

@@ -44,10 +44,11 @@ struct mla_kernel {
     const char *architecture;
     mla_proof proof;
     unsigned routes, forms, formats; /* MLA_BIT sets; formats of mla_cache_format */
-    /* Can it take the job? If not, writes why as a clause ("heads_q 200, at most 128"). The bit sets
-     * above, and the problem itself, have been checked before. */
+    /* Can it take the job? If not, writes why as a clause ("heads_q 200, at most 128"). The bit
+     * sets above, and the problem itself, have been checked before. */
     bool (*supports)(const struct mla_job *job, char *why, size_t bytes);
-    /* Chooses splits and rows_per_pass under workspace_limit, sets workspace_bytes, may allocate. */
+    /* Chooses splits and rows_per_pass under workspace_limit, sets workspace_bytes, may
+     * allocate. */
     mla_status (*prepare)(struct mla_job *job);
     void (*release)(struct mla_job *job); /* may be NULL */
     /* Tensors have been checked. workspace is 256-byte aligned, workspace_bytes long. */

@@ -9,7 +9,8 @@
 #include <math.h>
 #include <string.h>
 
-/* softmax_scale = (dn + dr)^-0.5 · m², m = 0.1·mscale·ln(factor) + 1 (YaRN; factor 1: m = 1). */
+/* softmax_scale = (dn + dr)^-0.5 · m², m = 0.1·mscale·ln(factor) + 1 (YaRN; factor 1: m =
+ * 1). */
 struct model {
     const char *name;
     int64_t heads_q, kv_lora_rank, qk_nope_dim, qk_rope_dim, v_dim, topk;

@@ -161,7 +161,8 @@ void mla_route_choose(const mla_problem *p, int64_t query_len, int64_t seq_len_k
                                ? mla_route_flop(p, (mla_route)route, query_len, seq_len_kv) /
                                      rate_of(table, (mla_route)route, p->heads_q)
                                : INFINITY;
-    /* "Few" query tokens: absorbing them costs no more than up-projecting every key, lists aside. */
+    /* "Few" query tokens: absorbing them costs no more than up-projecting every key, lists
+     * aside. */
     double mha = mla_route_flop(p, MLA_ROUTE_DENSE_MHA, query_len, seq_len_kv) /
                  rate_of(table, MLA_ROUTE_DENSE_MHA, p->heads_q);
     double mqa = mla_route_flop(p, MLA_ROUTE_DENSE_MQA, query_len, seq_len_kv) /

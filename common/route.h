@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Which route a request takes, and why: a pure function of the problem, a table of rates and a memory
- * budget. No state, no device. */
+/* Which route a request takes, and why: a pure function of the problem, a table of rates and a
+ * memory budget. No state, no device. */
 #ifndef MLA_COMMON_ROUTE_H
 #define MLA_COMMON_ROUTE_H
 
@@ -31,7 +31,8 @@ struct mla_route_choice {
     int64_t rows_per_pass;   /* query rows whose mask fits the budget; at least 1 */
 };
 
-/* Bytes of mask that a masked-mha request may have in memory at once when the caller sets no limit. */
+/* Bytes of mask that a masked-mha request may have in memory at once when the caller sets no
+ * limit. */
 #define MLA_DEFAULT_MASK_BYTES ((size_t)64 << 20)
 
 /* lists_complete: every row is known to list every key it may see. budget 0 = the default. */

@@ -157,8 +157,8 @@ static mla_status check_pages(const mla_problem *p, const mla_tensors *t,
     return MLA_OK;
 }
 
-/* Rows of one request: topk_lens in range, no visible key twice; does every row list all it may see?
- * seen[j] = 1 + the last row that listed key j. */
+/* Rows of one request: topk_lens in range, no visible key twice; does every row list all it may
+ * see? seen[j] = 1 + the last row that listed key j. */
 static mla_status check_lists(const mla_problem *p, const mla_tensors *t,
                               const struct mla_request *r, int32_t *seen, bool *complete)
 {

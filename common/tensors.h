@@ -14,7 +14,8 @@ struct mla_tensor_shape {
     bool free_strides; /* lse: any non-zero strides */
 };
 
-/* It is there if it has elements, aligned to them, and its strides fit; sentences begin with call. */
+/* It is there if it has elements, aligned to them, and its strides fit; sentences begin with
+ * call. */
 mla_status mla_tensor_layout(const char *call, const struct mla_tensor_shape *shape);
 
 /* Every tensor the problem needs is there, its strides reach no row twice, pointers are aligned to

@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Matrix products by cuBLAS. The library is looked up when a plan first needs it (dlopen), so libmla
- * also loads where only the driver, or nothing of CUDA, is installed. One handle a context, used
- * under a lock while products are enqueued; its workspace comes from the caller, so any number of
- * runs may be under way, results do not depend on what else runs, and a graph can capture them. */
+/* Matrix products by cuBLAS. The library is looked up when a plan first needs it (dlopen), so
+ * libmla also loads where only the driver, or nothing of CUDA, is installed. One handle a context,
+ * used under a lock while products are enqueued; its workspace comes from the caller, so any number
+ * of runs may be under way, results do not depend on what else runs, and a graph can capture
+ * them. */
 #ifndef MLA_CUDA_BLAS_H
 #define MLA_CUDA_BLAS_H
 
@@ -25,8 +26,9 @@ bool mla_blas_found(char *why, size_t bytes);
 /* Makes the handle, if this is the first call. The context's device is current. */
 mla_status mla_blas_open(struct mla_blas *blas);
 
-/* C = op(A) · B for each of `batch`, column-major: A is m x k (k x m and transposed if transpose), B is
- * k x n, C m x n; ld and step (from one of the batch to the next) in elements. fp32 accumulation. */
+/* C = op(A) · B for each of `batch`, column-major: A is m x k (k x m and transposed if transpose),
+ * B is k x n, C m x n; ld and step (from one of the batch to the next) in elements. fp32
+ * accumulation. */
 struct mla_gemm {
     bool transpose;
     int64_t m, n, k, batch;

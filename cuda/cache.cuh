@@ -113,8 +113,8 @@ template <class T> __device__ __forceinline__ uint4 from_bf16x8(uint4 raw)
     return make_uint4(out[0], out[1], out[2], out[3]);
 }
 
-/* Values 8·chunk … 8·chunk + 7 of a packed row (latent, then rope) as T. row: the record in shared
- * memory, 16-byte aligned, its footer scales right behind the data. */
+/* Values 8·chunk … 8·chunk + 7 of a packed row (latent, then rope) as T. row: the record in
+ * shared memory, 16-byte aligned, its footer scales right behind the data. */
 template <class T>
 __device__ __forceinline__ uint4 dequant_chunk(int format, const char *row, int chunk)
 {

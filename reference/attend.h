@@ -20,7 +20,8 @@ struct mla_softmax_f64 {
 };
 const struct mla_softmax_f32 *mla_softmax_f32(void); /* the best this CPU runs */
 const struct mla_softmax_f64 *mla_softmax_f64(void);
-/* Set number i ("generic", "avx2", …), or false past the end; false in *runs if this CPU can't. */
+/* Set number i ("generic", "avx2", …), or false past the end; false in *runs if this CPU
+ * can't. */
 bool mla_softmax_get(int i, const char **name, bool *runs, const struct mla_softmax_f32 **f32,
                      const struct mla_softmax_f64 **f64);
 

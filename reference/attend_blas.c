@@ -10,8 +10,8 @@
  * Running maxima, sums and outputs join the chunks, so no [queries × keys] matrix exists.
  *
  * Lists and masks become one bit a key, built once a pass for all heads. Keys with NaN or inf among
- * their values are kept at 0 in the buffers (0·NaN would reach rows that do not see them) and added
- * where they are seen.
+ * their values are kept at 0 in the buffers (0·NaN would reach rows that do not see them) and
+ * added where they are seen.
  *
  * Sizes, task shapes and the order of all sums depend on the shape of the job alone; threads only
  * share the tasks. So results are the same bits for any thread count.
@@ -19,7 +19,8 @@
  * Workspace, in elements of 4 or 8 bytes (prepare() is the exact sum): for a pass of P query rows,
  * s slots (kv heads together), r query heads a kv head and chunks of C keys
  *   queries and outputs   s·P·r·(d_k + splits·d_v)
- *   keys, values          s·C·(d_k + d_v)   (MQA: C·d_k), latent MHA also C·(L + dr), s·(dn + dv)·L
+ *   keys, values          s·C·(d_k + d_v)   (MQA: C·d_k), latent MHA also C·(L + dr), s·(dn +
+ * dv)·L
  *   bits                  P·seq_len_kv / 32 words, with lists or a mask
  *   each thread           block·C scores; sparse: C·d_k keys; latent MQA: a head's w_uk or w_uv
  * P falls until that fits the limit. Only the bits grow with seq_len_kv, and only linearly. */
@@ -71,8 +72,9 @@ static int64_t take_entries(const int32_t *list, int64_t *e, int64_t length, int
     return keys;
 }
 
-/* Starts fetching the cache rows that the next entries of a list name: they lie anywhere, and a row is
- * too short for the hardware to notice. Only a hint: what is skipped here is loaded all the same. */
+/* Starts fetching the cache rows that the next entries of a list name: they lie anywhere, and a row
+ * is too short for the hardware to notice. Only a hint: what is skipped here is loaded all the
+ * same. */
 static void prefetch_entries(const mla_problem *p, const mla_tensors *t,
                              const struct mla_request *r, const int32_t *list, int64_t count,
                              int64_t end)
@@ -138,8 +140,8 @@ static size_t reserve(size_t *total, int64_t count, size_t bytes)
     return at;
 }
 
-/* Offsets for the sizes chosen so far. The workspace starts with 256 unused bytes, so that an offset
- * of 0 means "none". */
+/* Offsets for the sizes chosen so far. The workspace starts with 256 unused bytes, so that an
+ * offset of 0 means "none". */
 static void lay_out(struct mla_attend *a, const mla_problem *p, size_t elem)
 {
     bool latent = p->form == MLA_FORM_LATENT;
@@ -243,7 +245,8 @@ static mla_status prepare(struct mla_job *job, const struct mla_panel_ops *panel
     a->splits = most(a->splits, 1);
     for (;;) {
         int64_t part = (a->chunk / a->splits + 31) / 32 * 32;
-        /* Rows of the score buffer end off a power of two: else they fall on the same cache sets. */
+        /* Rows of the score buffer end off a power of two: else they fall on the same cache
+         * sets. */
         a->ld_score = (a->sparse ? a->chunk : part) + 16;
         lay_out(a, p, elem);
         if (job->workspace_limit == 0 || a->total <= job->workspace_limit)

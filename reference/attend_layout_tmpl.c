@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Between score rows and panels; included by attend_tmpl.c for float. Rows 16p … 16p + 15 of a slot
- * and split take the same bytes in both layouts, so they change places within them. */
+/* Between score rows and panels; included by attend_tmpl.c for float. Rows 16p … 16p + 15 of a
+ * slot and split take the same bytes in both layouts, so they change places within them. */
 
 /* Panels of a pass, and the score rows of panel b that are used. */
 static int64_t panels_of(const struct pass_f32 *s)

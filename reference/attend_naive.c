@@ -11,9 +11,9 @@
  *
  * Expanded form: q, k, v as given, query head h reading key head h / (heads_q / heads_kv).
  * Absorbed form: k_j is cache row j and v_j its first kv_lora_rank values.
- * Latent form: the absorbed form with q = (q_nope · w_uk, q_pe), and out = (sum_j ...) · w_uv at the
- * end. That is k_j = w_uk · c_j and v_j = c_j · w_uv with the sums in another order: equal in exact
- * arithmetic, and qk_nope_dim times cheaper a key. */
+ * Latent form: the absorbed form with q = (q_nope · w_uk, q_pe), and out = (sum_j ...) · w_uv at
+ * the end. That is k_j = w_uk · c_j and v_j = c_j · w_uv with the sums in another order: equal in
+ * exact arithmetic, and qk_nope_dim times cheaper a key. */
 #include "reference/attend.h"
 
 #include "common/format.h"

@@ -87,7 +87,8 @@ static struct mla_panel panel_of(const struct pass_f32 *s)
                               .score = (float *)(slab_f32(s) + a->slab_score)};
 }
 
-/* The dense task in panels: a tile of keys stays in L2 while the panels of the block pass over it. */
+/* The dense task in panels: a tile of keys stays in L2 while the panels of the block pass over
+ * it. */
 static void attend_block_panels(const struct pass_f32 *s, int64_t c0, int64_t slot, int64_t split,
                                 int64_t rho0, int64_t rho1, int64_t k0, int64_t k1)
 {
@@ -108,7 +109,8 @@ static void attend_block_panels(const struct pass_f32 *s, int64_t c0, int64_t sl
     }
 }
 
-/* The sparse task in panels: heads [head0, head1) of query i of the pass, head0 a multiple of 16. */
+/* The sparse task in panels: heads [head0, head1) of query i of the pass, head0 a multiple of
+ * 16. */
 static void attend_list_panels(const struct pass_f32 *s, int64_t i, int64_t head0, int64_t head1)
 {
     const mla_problem *p = s->p;

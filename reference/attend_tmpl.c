@@ -3,7 +3,8 @@
  * set. Everything here runs inside one parallel region; work-sharing loops end with a barrier.
  *
  * Within a pass, score row rho = i·ratio + g stands for query i (of the pass) and query head
- * kv_head·ratio + g. Each row keeps a running maximum, a running sum and an unnormalised output. */
+ * kv_head·ratio + g. Each row keeps a running maximum, a running sum and an unnormalised
+ * output. */
 
 /* What a pass works on. */
 struct NAME(pass) {
@@ -43,7 +44,7 @@ static int64_t NAME(token)(const struct NAME(pass) * s, int64_t i, const struct 
 {
     int64_t row = s->first + i;
     *r = s->r;
-    if (!s->r) { /* passes over lists cross requests */
+    if (!s->r) {                                      /* passes over lists cross requests */
         int64_t low = 0, high = s->job->num_requests; /* row_start[low] <= row < row_start[high] */
         while (high - low > 1) {
             int64_t middle = (low + high) / 2;

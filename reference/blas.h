@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* BLAS for code inside our parallel regions; include this instead of <cblas.h>. The serial flavour of
- * OpenBLAS hands one scratch buffer to all threads without a lock, so there products take turns. */
+/* BLAS for code inside our parallel regions; include this instead of <cblas.h>. The serial flavour
+ * of OpenBLAS hands one scratch buffer to all threads without a lock, so there products take
+ * turns. */
 #ifndef MLA_REFERENCE_BLAS_H
 #define MLA_REFERENCE_BLAS_H
 

@@ -8,8 +8,8 @@
  * reference itself; there (MQA routes) the Gram matrix of the latents bounds sum_j v_jc^2 for all
  * columns, and only the heaviest keys of a row are up-projected (heavy_keys).
  *
- * Memory: about 24 bytes a score of a block (SCORES a thread), and CACHE bytes of up-projected values
- * at a time, or 2 MiB a Gram part. */
+ * Memory: about 24 bytes a score of a block (SCORES a thread), and CACHE bytes of up-projected
+ * values at a time, or 2 MiB a Gram part. */
 #include "bound.h"
 #include "reference/blas.h"
 
@@ -91,7 +91,8 @@ static int64_t visible_keys(const struct work *w, int64_t i, int32_t *dst)
     return n;
 }
 
-/* Groups the selected rows from `from` on; returns the first row that is left for the next batch. */
+/* Groups the selected rows from `from` on; returns the first row that is left for the next
+ * batch. */
 static int64_t make_groups(struct work *w, int64_t from)
 {
     int64_t used = 0, i = from;
@@ -362,8 +363,8 @@ static void run_block(struct work *w, const struct group *g, int64_t head, int64
     }
 }
 
-/* Heads [head, head + heads) of groups [first, first + count). How work is cut depends on sizes alone,
- * so that the bits do not depend on the number of threads. */
+/* Heads [head, head + heads) of groups [first, first + count). How work is cut depends on sizes
+ * alone, so that the bits do not depend on the number of threads. */
 static void run_groups(struct work *w, int64_t first, int64_t count, int64_t head, int64_t heads,
                        bool cached)
 {
@@ -386,7 +387,8 @@ static void run_groups(struct work *w, int64_t first, int64_t count, int64_t hea
     }
 }
 
-/* Statistics from the v (and k) of every key of the union, as many heads at a time as CACHE holds. */
+/* Statistics from the v (and k) of every key of the union, as many heads at a time as CACHE
+ * holds. */
 static void run_cached(struct work *w)
 {
     const mla_problem *p = w->p;

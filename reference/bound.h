@@ -52,7 +52,8 @@ struct mla_bound_units {
     int64_t dk, dn, dr, L, dv;
 };
 
-/* Rounding unit u: what flushing or the spacing of subnormals adds, and the largest finite value. */
+/* Rounding unit u: what flushing or the spacing of subnormals adds, and the largest finite
+ * value. */
 double mla_bound_tiny(double u);
 double mla_bound_huge(double u);
 
@@ -103,7 +104,8 @@ struct mla_bound_task {
     int64_t n;
 };
 
-/* Tests only: 1 = statistics of MQA routes from every key's v, 2 = from the Gram matrix, 0 = by cost. */
+/* Tests only: 1 = statistics of MQA routes from every key's v, 2 = from the Gram matrix, 0 = by
+ * cost. */
 extern int mla_bound_path;
 
 /* 0 done, 1 out of memory, 2 rows share a non-finite key: split into single rows. */

@@ -1,13 +1,14 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* One block of the fp64 reference: query rows that share their keys (or one row with its list), some
- * heads, all their keys. Scores are kept whole (rows · heads · keys, bounded by the caller), keys
- * pass in tiles. Everything that decides a value is fp64; what only enters bounds is fp32, with its
- * own rounding added (SLACK).
+/* One block of the fp64 reference: query rows that share their keys (or one row with its list),
+ * some heads, all their keys. Scores are kept whole (rows · heads · keys, bounded by the caller),
+ * keys pass in tiles. Everything that decides a value is fp64; what only enters bounds is fp32,
+ * with its own rounding added (SLACK).
  *
  *   s[m][j]  = tau · q[m] · k[j]            m = head · rows + row
  *   dl[m][j] = bound of the log-weight error of key j           (docs/numerics.md §4)
  *   w[m][j]  = exp(s - max) / (sum + exp(sink - max))
- *   o        = sum_j w v_j, and sums of w|v|, w v^2, w^2 g v^2, w d v (d: one probe of q's rounding) */
+ *   o        = sum_j w v_j, and sums of w|v|, w v^2, w^2 g v^2, w d v (d: one probe of q's
+ * rounding) */
 #include "bound.h"
 #include "reference/blas.h"
 
@@ -302,8 +303,8 @@ static double score_variance(const struct block *b, int64_t m, int64_t j, double
     return v;
 }
 
-/* The same and what the absorbed query's rounding adds: of one key, not of their mean, so that a sink
- * does not shrink it. */
+/* The same and what the absorbed query's rounding adds: of one key, not of their mean, so that a
+ * sink does not shrink it. */
 static double max_variance(const struct block *b, int64_t m, int64_t j, double dacc2)
 {
     const struct mla_bound_units *u = b->t->units;

@@ -83,8 +83,9 @@ double mla_bound_huge(double u)
     return u > 0x1p-30 ? 0x1.FEp127 : DBL_MAX;
 }
 
-/* Factor on a variance that is a mean of 1/x independent squares, so that a row score z above 1.3 has
- * a chance of less than e^-10: P(chi^2_k > k + 2 sqrt(k y) + 2 y) <= e^-y (Laurent, Massart 2000). */
+/* Factor on a variance that is a mean of 1/x independent squares, so that a row score z above 1.3
+ * has a chance of less than e^-10: P(chi^2_k > k + 2 sqrt(k y) + 2 y) <= e^-y (Laurent, Massart
+ * 2000). */
 static double few(double x)
 {
     return fmax(1, (1 + 2 * sqrt(10 * x) + 20 * x) / (1.3 * 1.3));

@@ -9,8 +9,8 @@
  *                 for each row: scores of the panels -> logits row, top-k state
  *     then, where keys were parted, for each row: merge the parts' states
  *
- * Neither scores nor lists depend on how rows and keys are blocked, so layout() may fit the blocks to
- * any workspace limit and thread count. */
+ * Neither scores nor lists depend on how rows and keys are blocked, so layout() may fit the blocks
+ * to any workspace limit and thread count. */
 #include <math.h>
 #include <omp.h>
 #include <string.h>

@@ -2,7 +2,8 @@
 /* From projected q_I and k_I to index records: LayerNorm, rotary embedding, Hadamard, quantisation.
  *
  *     norm:     x = (x - mean) / sqrt(var + eps) · weight + bias
- *     rope:     (a, b) = (a·cos - b·sin, a·sin + b·cos) for the pairs of the first rope_dim elements
+ *     rope:     (a, b) = (a·cos - b·sin, a·sin + b·cos) for the pairs of the first rope_dim
+ * elements
  *     Hadamard: x = H·x / sqrt(dim),  H[i,j] = (-1)^popcount(i & j)
  *     fp8:      scale = 2^ceil(log2(max(|x|, 1e-4) / 448)), e4m3(x / scale)
  *     fp4:      the same per 32 elements with 6 and e2m1

@@ -60,8 +60,8 @@ static tile_function *choose_tile(void)
     return tile_any;
 }
 
-/* acc[key] += w[head] · ReLU(dots[head][key]), product and sum each rounded: fusing here would make
- * bits depend on the machine. */
+/* acc[key] += w[head] · ReLU(dots[head][key]), product and sum each rounded: fusing here would
+ * make bits depend on the machine. */
 #if defined(__clang__)
 #pragma clang fp contract(off)
 #else

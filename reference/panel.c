@@ -70,8 +70,8 @@ INLINE vec exp_vec(vec x)
     return (vec)(~low & (ivec)y);
 }
 
-/* acc[i][lanes] += sum over k of a[i] at step k times b[k][lanes], for n <= 6 rows. Element i of step
- * k is a[i · row + k · step]. */
+/* acc[i][lanes] += sum over k of a[i] at step k times b[k][lanes], for n <= 6 rows. Element i of
+ * step k is a[i · row + k · step]. */
 INLINE void multiply(int n, const float *a, int64_t row, int64_t step, const float *b,
                      int64_t count, vec acc[TILE][2])
 {

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Attention of a panel: 16 score rows side by side, one in each vector lane. Queries, scores, weights
- * and outputs are stored with the row as the fastest index ([d][16], [key][16], [d_v][16]), so keys
- * and values are read where they lie, nothing is packed, and the softmax has no horizontal step. */
+/* Attention of a panel: 16 score rows side by side, one in each vector lane. Queries, scores,
+ * weights and outputs are stored with the row as the fastest index ([d][16], [key][16], [d_v][16]),
+ * so keys and values are read where they lie, nothing is packed, and the softmax has no horizontal
+ * step. */
 #ifndef MLA_REFERENCE_PANEL_H
 #define MLA_REFERENCE_PANEL_H
 

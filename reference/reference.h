@@ -16,8 +16,8 @@ int mla_attend_naive(const mla_problem *problem, const mla_tensors *tensors,
 bool mla_visible(const mla_problem *problem, const mla_tensors *tensors,
                  const struct mla_request *request, int64_t i, int64_t j, int64_t seq_len_kv);
 
-/* BLAS runs one thread a call between enter and leave, whatever flavour of OpenBLAS is loaded, while
- * the caller's own setting comes back after the last leave. Any thread; calls may overlap. */
+/* BLAS runs one thread a call between enter and leave, whatever flavour of OpenBLAS is loaded,
+ * while the caller's own setting comes back after the last leave. Any thread; calls may overlap. */
 struct mla_blas_guard {
     int openmp_threads;
 };

@@ -1,12 +1,13 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Row operations of the softmax for one type and one instruction set; included by softmax.c with
- * REAL, INT, UINT, TARGET, NAME and the constants of exp set. Sums run in 32 lanes whatever the set,
- * so the order of additions is the same everywhere. */
+ * REAL, INT, UINT, TARGET, NAME and the constants of exp set. Sums run in 32 lanes whatever the
+ * set, so the order of additions is the same everywhere. */
 
 #define LANES 32
 
-/* exp(x) for x <= 0: x = n·log(2) + r with |r| <= log(2)/2, a polynomial in r, then 2^n put together
- * from its exponent bits. The magic number rounds to an integer and leaves it in the low bits. */
+/* exp(x) for x <= 0: x = n·log(2) + r with |r| <= log(2)/2, a polynomial in r, then 2^n put
+ * together from its exponent bits. The magic number rounds to an integer and leaves it in the low
+ * bits. */
 TARGET static inline REAL NAME(exp_one)(REAL x)
 {
     REAL clamped = x < EXP_LOWEST ? EXP_LOWEST : x; /* NaN stays */

@@ -2,10 +2,10 @@
 /* Streaming exact top-k, shared by the indexer and mla_topk_run.
  *
  * A score and its index become one integer, an item: the score's bits mapped so that integers order
- * as scores do (NaN lowest, -0 = +0), then the complement of the index. All items of a row differ, so
- * "the k largest items" is one set however they arrive. A state holds at most capacity items; when it
- * is full, a radix select keeps k and their smallest becomes the floor under which nothing enters.
- * Work is linear in the row: at least capacity - k items come in between two selects. */
+ * as scores do (NaN lowest, -0 = +0), then the complement of the index. All items of a row differ,
+ * so "the k largest items" is one set however they arrive. A state holds at most capacity items;
+ * when it is full, a radix select keeps k and their smallest becomes the floor under which nothing
+ * enters. Work is linear in the row: at least capacity - k items come in between two selects. */
 #ifndef MLA_REFERENCE_TOPK_H
 #define MLA_REFERENCE_TOPK_H
 

@@ -33,8 +33,8 @@ static REAL F(item_score)(ITEM item)
     return x;
 }
 
-/* Moves the k largest of items to the front, one byte of the item at a time from the top: the bucket
- * that holds the k-th stays in play, larger ones are kept, smaller ones dropped. */
+/* Moves the k largest of items to the front, one byte of the item at a time from the top: the
+ * bucket that holds the k-th stays in play, larger ones are kept, smaller ones dropped. */
 static void F(keep_largest)(ITEM *items, int64_t n, int64_t k)
 {
     int64_t kept = 0;
@@ -94,8 +94,9 @@ void F(mla_select_push)(struct SELECT *s, const REAL *scores, int64_t first, int
         const REAL *x = scores + i, floor = s->floor_score;
         int64_t m = n - i < CHUNK ? n - i : CHUNK;
         if (s->full) {
-            /* Most chunks hold nothing above the floor. NaN on either side counts as above here; the
-             * integers decide. An equal score with a higher index is out, and they come in order. */
+            /* Most chunks hold nothing above the floor. NaN on either side counts as above here;
+             * the integers decide. An equal score with a higher index is out, and they come in
+             * order. */
             int above = 0;
 #pragma omp simd reduction(| : above)
             for (int64_t j = 0; j < m; j++)

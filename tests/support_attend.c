@@ -462,8 +462,8 @@ static const double *oracle_row(struct attend_case *c, const struct mla_request 
 }
 
 /* With u the roundoff, n keys, D the length of all dot products behind a logit (its own and a
- * projection), A and V the magnitudes above: a logit is off by dl <= (D + 8)·u·A, so a weight by the
- * factor exp(2·dl) at most; the sums over keys and over a projection of the output add
+ * projection), A and V the magnitudes above: a logit is off by dl <= (D + 8)·u·A, so a weight by
+ * the factor exp(2·dl) at most; the sums over keys and over a projection of the output add
  * (n + D + 16)·u·V. Doubled for the oracle's own rounding (it matters where u = 2^-53). */
 void attend_compare(struct attend_case *c, double u)
 {

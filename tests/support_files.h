@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Small problem files built in memory and spoilt on purpose; independent of the writer under test. */
+/* Small problem files built in memory and spoilt on purpose; independent of the writer under
+ * test. */
 #ifndef MLA_TESTS_SUPPORT_FILES_H
 #define MLA_TESTS_SUPPORT_FILES_H
 
@@ -40,8 +41,8 @@ void test_file_free(struct test_file *f);
 unsigned char *test_container(const char *header, size_t header_bytes, size_t data_bytes,
                               size_t *size);
 
-/* A scratch directory of the test program: group setup and teardown, the path of a file in it (until
- * the next call), and how many files it holds. */
+/* A scratch directory of the test program: group setup and teardown, the path of a file in it
+ * (until the next call), and how many files it holds. */
 int test_dir_make(void **state);
 int test_dir_remove(void **state);
 const char *test_dir_path(const char *name);

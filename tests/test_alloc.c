@@ -1,8 +1,8 @@
 // labels: fast
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Running out of memory: every allocation of every call fails once. Each time the call says
- * MLA_ERR_MEMORY with a sentence, leaves no output behind, and works again afterwards. What leaks is
- * caught by the build with AddressSanitizer. */
+ * MLA_ERR_MEMORY with a sentence, leaves no output behind, and works again afterwards. What leaks
+ * is caught by the build with AddressSanitizer. */
 #include "support.h"
 
 #include "common/status.h"

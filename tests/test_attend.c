@@ -173,8 +173,8 @@ static void workspace_is_linear(void **state)
     mla_context_destroy(context);
 }
 
-/* The latent form against its definition: k_h = w_uk · c and v_h = c · w_uv worked out here and given
- * as an expanded problem. */
+/* The latent form against its definition: k_h = w_uk · c and v_h = c · w_uv worked out here and
+ * given as an expanded problem. */
 static void latent_by_its_definition(void **state)
 {
     (void)state;

@@ -244,8 +244,8 @@ static void unseen_keys_have_no_influence(void **state)
     }
 }
 
-/* A page id outside [0, num_pages) hides its keys; entries past the last page are not read (attend_make
- * leaves -77 there). */
+/* A page id outside [0, num_pages) hides its keys; entries past the last page are not read
+ * (attend_make leaves -77 there). */
 static void pages_out_of_range(void **state)
 {
     (void)state;

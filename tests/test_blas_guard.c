@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Threads: BLAS runs one thread a call inside, the caller's settings come back, results are the same
- * from any number of callers and inside a caller's own parallel region. The flavour is whatever is
- * loaded (LD_LIBRARY_PATH picks another). */
+/* Threads: BLAS runs one thread a call inside, the caller's settings come back, results are the
+ * same from any number of callers and inside a caller's own parallel region. The flavour is
+ * whatever is loaded (LD_LIBRARY_PATH picks another). */
 #include "support_attend.h"
 
 #include "reference/reference.h"
@@ -43,8 +43,8 @@ static void settings_come_back(void **state)
     assert_int_equal(omp_get_max_threads(), 3);
 }
 
-/* A product inside a team, and inside a team of one, starts no thread of its own: in every flavour the
- * threads alive afterwards are those that were alive with the team open. */
+/* A product inside a team, and inside a team of one, starts no thread of its own: in every flavour
+ * the threads alive afterwards are those that were alive with the team open. */
 static void products_stay_on_their_thread(void **state)
 {
     (void)state;

@@ -2,7 +2,8 @@
 // labels: fast
 // timeout: 300
 /* mla_reference against the oracle, and the bounds against simulated kernels: H holds for every
- * variant and fill, T and z where they are meant to. Prints the shares that docs/numerics.md quotes. */
+ * variant and fill, T and z where they are meant to. Prints the shares that docs/numerics.md
+ * quotes. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>

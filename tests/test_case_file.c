@@ -471,7 +471,8 @@ static void saves_strided_tensors_packed(void **state)
         struct mla_case wide = c;
         const mla_problem *p = &c.problem;
         unsigned char *q_wide = calloc(1, 65536), *kv_wide = calloc(1, 65536);
-        /* Rows of the query 7 elements further apart, its heads 3; records or pages further apart. */
+        /* Rows of the query 7 elements further apart, its heads 3; records or pages further
+         * apart. */
         mla_tensor *q = p->form == MLA_FORM_LATENT ? &wide.tensors.q_nope : &wide.tensors.q;
         size_t width = p->form == MLA_FORM_LATENT ? 4 : (size_t)mla_d_qk(p), H = (size_t)p->heads_q;
         size_t inner = width + 3, outer = H * inner + 7;
@@ -759,7 +760,8 @@ static void every_allocation_of_a_result_may_fail(void **state)
 
 /* ------------------------------------------------------------------ seed corpus */
 
-/* tests/fuzz/corpus/problem_file holds the bases as files. Set MLA_WRITE_CORPUS to write them anew. */
+/* tests/fuzz/corpus/problem_file holds the bases as files. Set MLA_WRITE_CORPUS to write them
+ * anew. */
 static void corpus_is_up_to_date(void **state)
 {
     (void)state;

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 // labels: fast
 // timeout: 300
-/* The verdict: right results of the CPU backend pass on every route, spoilt ones fail, and the report
- * says where and how. With --show, prints the reports. */
+/* The verdict: right results of the CPU backend pass on every route, spoilt ones fail, and the
+ * report says where and how. With --show, prints the reports. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -279,7 +279,8 @@ static void weak_and_mistrusted(void **state)
     done(&r);
 }
 
-/* A key that holds NaN: rows that see it must be NaN; other rows of that request may, others not. */
+/* A key that holds NaN: rows that see it must be NaN; other rows of that request may, others
+ * not. */
 static void non_finite_keys(void **state)
 {
     (void)state;

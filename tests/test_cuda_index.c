@@ -1,10 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 // labels: cuda
 // timeout: 300
-/* mla/cache.h and mla/index.h on a CUDA device beside the CPU: records, read-back, top-k lists and lists
- * of the indexer bit for bit, indexer scores within the bound of docs/index.md. Outputs are poisoned
- * and compared whole, so a byte too many is seen. Exit 77 = skipped, with the reason. With the word
- * "bench", times of mla_index_run, its scores alone and mla_topk_run. */
+/* mla/cache.h and mla/index.h on a CUDA device beside the CPU: records, read-back, top-k lists and
+ * lists of the indexer bit for bit, indexer scores within the bound of docs/index.md. Outputs are
+ * poisoned and compared whole, so a byte too many is seen. Exit 77 = skipped, with the reason. With
+ * the word "bench", times of mla_index_run, its scores alone and mla_topk_run. */
 #include <stdio.h>
 
 #ifndef MLA_WITH_CUDA

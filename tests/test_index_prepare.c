@@ -345,7 +345,8 @@ static void cache_bytes(void **state)
 }
 
 /* The whole indexer: bf16 projections to a list through a paged fp8 cache, against double loops
- * without any rounding; the score error stays within what e4m3 and bf16 allow element by element. */
+ * without any rounding; the score error stays within what e4m3 and bf16 allow element by
+ * element. */
 static void end_to_end(void **state)
 {
     (void)state;

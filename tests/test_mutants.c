@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 // labels: fast
 // timeout: 300
-/* The proof that the check can fail: bugs injected in a simulated right kernel, each over four fills.
- * Every one must be caught by H, T, z or the exact count; the right kernel must pass everywhere.
- * test_mutants --table prints the table of docs/numerics.md. */
+/* The proof that the check can fail: bugs injected in a simulated right kernel, each over four
+ * fills. Every one must be caught by H, T, z or the exact count; the right kernel must pass
+ * everywhere. test_mutants --table prints the table of docs/numerics.md. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Algebra that must hold whatever the numbers: routes and forms agree, lists of all keys are dense
- * attention, masks are lists, order of keys is nothing, out is linear in V, parts merge to the whole;
- * and closed forms. */
+ * attention, masks are lists, order of keys is nothing, out is linear in V, parts merge to the
+ * whole; and closed forms. */
 // timeout: 240
 #include "support.h"
 
@@ -237,8 +237,8 @@ static void test_scaling_w_uv(void **state)
     }
 }
 
-/* Keys dealt to three parts (one of them empty for some rows), the sink in the first: mla_merge gives
- * the whole. */
+/* Keys dealt to three parts (one of them empty for some rows), the sink in the first: mla_merge
+ * gives the whole. */
 static void test_parts_merge_to_the_whole(void **state)
 {
     (void)state;

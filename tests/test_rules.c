@@ -261,8 +261,8 @@ static void check_unseen(struct mla_case *c, const struct run_options *o)
 {
     const mla_problem *p = &c->problem;
     struct run a = run_case(c, o);
-    /* The last key of request 0 is seen by its last row alone; key 2 of request 1 by no row once it is
-     * taken off every list. */
+    /* The last key of request 0 is seen by its last row alone; key 2 of request 1 by no row once it
+     * is taken off every list. */
     poison_key(c, 8, NAN);
     struct run b = run_case(c, o);
     int64_t heads = p->heads_q;

@@ -351,8 +351,8 @@ static void writer_failure_leaves_nothing(void **state)
     assert_refused(write_some(test_dir_path("absent/x")), MLA_ERR_IO, "No such file");
     assert_int_equal(test_dir_files(), 0);
 
-    /* A full disk: the limit stops the file at byte 100, in the header, then in the data. The signal
-     * that comes with it must not end the process. */
+    /* A full disk: the limit stops the file at byte 100, in the header, then in the data. The
+     * signal that comes with it must not end the process. */
     enum { BIG = 1 << 16 };
     void *zeros = calloc(BIG, 1);
     struct mla_st_tensor big = {

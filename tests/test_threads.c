@@ -1,8 +1,8 @@
 // labels: fast tsan
 /* SPDX-License-Identifier: Apache-2.0 */
-/* One plan, many threads: eight threads run shared plans at the same time, each with a workspace and
- * outputs of its own, on contexts of one thread and of several. Every run must give the bits of a
- * run that was alone. The build with ThreadSanitizer runs this too. */
+/* One plan, many threads: eight threads run shared plans at the same time, each with a workspace
+ * and outputs of its own, on contexts of one thread and of several. Every run must give the bits of
+ * a run that was alone. The build with ThreadSanitizer runs this too. */
 #include "support.h"
 
 #include "common/tool/case.h"

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The verdict: a result element by element against the fp64 reference and its bounds. Rows are taken
- * in slices, so that reference and bounds of a large case need not be in memory at once. What bad
- * elements have in common is worked out in cluster.c; text and JSON are in report.c. */
+/* The verdict: a result element by element against the fp64 reference and its bounds. Rows are
+ * taken in slices, so that reference and bounds of a large case need not be in memory at once. What
+ * bad elements have in common is worked out in cluster.c; text and JSON are in report.c. */
 #include "validation/check.h"
 
 #include "cluster.h"
@@ -134,8 +134,8 @@ static mla_status find_poisoned(struct judge *j)
     return MLA_OK;
 }
 
-/* Values of a few keys of the first request that has some: nearly constant, or neighbours of opposite
- * sign? Both hide bugs (docs/numerics.md §6). */
+/* Values of a few keys of the first request that has some: nearly constant, or neighbours of
+ * opposite sign? Both hide bugs (docs/numerics.md §6). */
 static mla_status judge_values(const struct judge *j, const char **why)
 {
     enum { KEYS = 32 };

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* What bad elements have in common: heads, dims, rows, requests, the tile of the heaviest key; and
- * what a wrong row looks like (a multiple, another head's or row's value, another lse convention). */
+ * what a wrong row looks like (a multiple, another head's or row's value, another lse
+ * convention). */
 #ifndef MLA_VALIDATION_CLUSTER_H
 #define MLA_VALIDATION_CLUSTER_H
 
@@ -17,7 +18,8 @@ void mla_cluster_free(struct mla_cluster *cluster);
 void mla_cluster_bad(struct mla_cluster *k, int64_t request, int64_t row, int64_t head,
                      int64_t dim);
 /* A row with bad elements, or with z above its limit: d values of reference, result and bound.
- * others: reference of all heads of the judged rows [first, first + n) of the slice that holds it. */
+ * others: reference of all heads of the judged rows [first, first + n) of the slice that holds
+ * it. */
 struct mla_cluster_slice {
     const int64_t *rows;
     int64_t n;

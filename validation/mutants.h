@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* A simulated kernel of the 16-bit model that docs/numerics.md bounds, and bugs to inject in it. The
- * tests prove with it that bounds hold for a right kernel and that the check fails for wrong ones. */
+/* A simulated kernel of the 16-bit model that docs/numerics.md bounds, and bugs to inject in it.
+ * The tests prove with it that bounds hold for a right kernel and that the check fails for wrong
+ * ones. */
 #ifndef MLA_VALIDATION_MUTANTS_H
 #define MLA_VALIDATION_MUTANTS_H
 

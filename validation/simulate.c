@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The simulated kernel: for each row and head the arithmetic of a 16-bit tensor-core kernel, in plain
- * loops. Inputs are exact; absorbed queries, up-projected keys and values, dequantised cache rows,
- * unnormalised weights and the latent output are rounded to 16 bits; everything else is fp32. */
+/* The simulated kernel: for each row and head the arithmetic of a 16-bit tensor-core kernel, in
+ * plain loops. Inputs are exact; absorbed queries, up-projected keys and values, dequantised cache
+ * rows, unnormalised weights and the latent output are rounded to 16 bits; everything else is
+ * fp32. */
 #include "validation/mutants.h"
 
 #include "common/format.h"

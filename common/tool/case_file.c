@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Reader of problem files. Every rule about tensors, shapes, dtypes and metadata is checked here, with
- * the file's own names in the sentence; what a problem in memory must obey too is left to
+/* Reader of problem files. Every rule about tensors, shapes, dtypes and metadata is checked here,
+ * with the file's own names in the sentence; what a problem in memory must obey too is left to
  * mla_problem_check and mla_tensors_check, whose sentences are passed on under the file's name. */
 #include "case_file.h"
 #include "format.h"
@@ -159,7 +159,8 @@ static mla_status forbid(const struct loader *l, enum id id, const char *why)
     return MLA_OK;
 }
 
-/* k marks an expanded problem, otherwise q an absorbed one; the others' tensors must not be there. */
+/* k marks an expanded problem, otherwise q an absorbed one; the others' tensors must not be
+ * there. */
 static mla_status take_form(struct loader *l)
 {
     static const struct {

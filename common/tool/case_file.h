@@ -6,7 +6,8 @@
 #include "common/tool/case.h"
 #include "common/tool/safetensors.h"
 
-/* Hands an open file to the case, which closes it when it is freed. MLA_ERR_MEMORY closes it at once. */
+/* Hands an open file to the case, which closes it when it is freed. MLA_ERR_MEMORY closes it at
+ * once. */
 mla_status mla_case_keep_file(struct mla_case *c, struct mla_st_file *file);
 
 /* "[3, 4, 64]". Returns dst. */

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* mla check: runs a case, or takes a result that any program wrote, and judges it element by element
- * against the fp64 reference. */
+/* mla check: runs a case, or takes a result that any program wrote, and judges it element by
+ * element against the fp64 reference. */
 #include "command.h"
 #include "result_file.h"
 
@@ -161,8 +161,8 @@ static mla_status check_run(struct check_command *o, struct mla_case *k, const c
     return status;
 }
 
-/* Judges a result file. Whose roundings: those of --backend; without it the CPU's for files that say
- * so, and a GPU's for everything else. */
+/* Judges a result file. Whose roundings: those of --backend; without it the CPU's for files that
+ * say so, and a GPU's for everything else. */
 static mla_status check_against(struct check_command *o, struct mla_case *k, const char *source,
                                 bool backend_given)
 {
@@ -274,8 +274,8 @@ static int settle(struct check_command *o, mla_status status, const char *source
 
 /* ------------------------------------------------------------- shapes files */
 
-/* A line "#! route=ROUTE rows=N" says how the lines behind it are checked, up to the next one; without
- * words, as the command line says. The command line wins. */
+/* A line "#! route=ROUTE rows=N" says how the lines behind it are checked, up to the next one;
+ * without words, as the command line says. The command line wins. */
 static int read_directive(struct check_command *o, const struct check_command *given, char *words,
                           const char *path, int number)
 {

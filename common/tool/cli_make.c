@@ -53,7 +53,8 @@ static bool holds_blank(const char *text)
     return false;
 }
 
-/* The problem string of the options: into text, as snprintf. base: a string given whole, or "attend". */
+/* The problem string of the options: into text, as snprintf. base: a string given whole, or
+ * "attend". */
 static size_t compose(const struct make_options *o, const char *base, char *text, size_t bytes)
 {
     struct mla_text t = {.at = text, .bytes = bytes};

@@ -59,8 +59,8 @@ int mla_report(const struct command *command, mla_status status);
 void mla_warning(const char *line, void *user);
 void mla_warnings_show(const struct command *command);
 
-/* Backend, route and precision words; on a bad one leaves a sentence and returns false. backend may be
- * "auto": the first of cuda and cpu that opens. */
+/* Backend, route and precision words; on a bad one leaves a sentence and returns false. backend may
+ * be "auto": the first of cuda and cpu that opens. */
 struct compute {
     const char *backend, *route, *precision, *kernel, *schedule;
     int64_t threads;

@@ -19,9 +19,9 @@ struct mla_device_outputs {
 mla_status mla_device_case_open(int device, const mla_plan *plan, const struct mla_case *k,
                                 const struct mla_device_outputs *outputs,
                                 struct mla_device_case **out);
-/* Poisons workspace and outputs (every byte 0xFF), runs on a stream of its own and waits; seconds is the
- * device's own time between the first and the last kernel. Bytes behind each output must come back
- * untouched. */
+/* Poisons workspace and outputs (every byte 0xFF), runs on a stream of its own and waits; seconds
+ * is the device's own time between the first and the last kernel. Bytes behind each output must
+ * come back untouched. */
 mla_status mla_device_case_run(struct mla_device_case *c, double *seconds);
 void mla_device_case_free(struct mla_device_case *c);
 

@@ -16,7 +16,8 @@
  *   masked    some rows see no key, some not the first tile (fill_lists.c)
  *
  * Equal and cancel need coordinates for scores and others for values: in a latent the even and the
- * odd ones. What no kernel may read is poison: NaN in unused cache slots, wild ids in page tables. */
+ * odd ones. What no kernel may read is poison: NaN in unused cache slots, wild ids in page
+ * tables. */
 #include "fill.h"
 
 #include "common/format.h"
@@ -404,7 +405,8 @@ static mla_status fill_cache(const struct fill *f, struct mla_case *c)
     }
     if (status)
         return status;
-    /* Records go through the library's own writer, on the host; it asks nothing else of a context. */
+    /* Records go through the library's own writer, on the host; it asks nothing else of a
+     * context. */
     const mla_context host = {.backend = MLA_BACKEND_CPU, .threads = 1};
     const mla_cache cache = {.format = p->cache_format,
                              .kv_lora_rank = L,

@@ -26,7 +26,8 @@ extern const char *const mla_fill_names[FILL_KINDS];
 #define MLA_FILL_LIST                                                                              \
     "normal, diffuse, large, counting, needle, peaky, equal, huge, sink, cancel or masked"
 
-/* One stream of random numbers for each tensor and each decision: a change to one moves no other. */
+/* One stream of random numbers for each tensor and each decision: a change to one moves no
+ * other. */
 enum fill_stream {
     STREAM_Q_NOPE,
     STREAM_Q_PE,

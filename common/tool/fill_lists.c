@@ -159,7 +159,8 @@ static int64_t list_pairs(const struct fill *f, struct lister *s, uint64_t key, 
     return 2 * m;
 }
 
-/* Something that must be ignored: negative, past the request, or once a row in the causal future. */
+/* Something that must be ignored: negative, past the request, or once a row in the causal
+ * future. */
 static int32_t hole(uint64_t word, int64_t n, int64_t end, bool *future)
 {
     static const int32_t bad[] = {INT_MIN, -123456, -1, INT_MAX, 2147480000};

@@ -7,8 +7,8 @@
 #include <setjmp.h>
 #include <stddef.h>
 
-/* In front of every block of a parse; other blocks are plain mla_alloc. Which kind a block is follows
- * from when it is freed: jansson frees blocks of a parse only while that parse runs. */
+/* In front of every block of a parse; other blocks are plain mla_alloc. Which kind a block is
+ * follows from when it is freed: jansson frees blocks of a parse only while that parse runs. */
 struct mla_json_block {
     struct mla_json_block *next, *prev;
     _Alignas(max_align_t) char bytes[];

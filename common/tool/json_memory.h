@@ -20,8 +20,8 @@ json_t *mla_json_parse(const char *text, size_t bytes, size_t flags, struct mla_
 void mla_json_free(struct mla_json_memory *memory);
 
 /* For building and printing values, where jansson reports failures but not which kind: has an
- * allocation of this thread failed since begin? Such values and texts are json_decref's and free's, as
- * ever. */
+ * allocation of this thread failed since begin? Such values and texts are json_decref's and free's,
+ * as ever. */
 void mla_json_memory_begin(void);
 bool mla_json_memory_failed(void);
 

@@ -25,9 +25,9 @@ mla_status mla_result_save(const char *path, const mla_problem *problem,
                            const mla_request_info *requests);
 
 /* Reads a result of any program for problem: out is required in BF16, F16, F32 or F64; lse and
- * max_logits, of the same dtypes, are widened to F32, or to F64 if one of them is F64. Names, shapes
- * and dtypes are checked (MLA_ERR_ARGUMENT), values are not. MLA_ERR_IO, MLA_ERR_MEMORY. Unknown
- * tensors and keys go to warn(line, user), which may be NULL. On failure *out is empty. */
+ * max_logits, of the same dtypes, are widened to F32, or to F64 if one of them is F64. Names,
+ * shapes and dtypes are checked (MLA_ERR_ARGUMENT), values are not. MLA_ERR_IO, MLA_ERR_MEMORY.
+ * Unknown tensors and keys go to warn(line, user), which may be NULL. On failure *out is empty. */
 mla_status mla_result_load(const char *path, const mla_problem *problem,
                            struct mla_result_file *out, void (*warn)(const char *line, void *user),
                            void *user);

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Reader of the safetensors container. The file is taken to be hostile: nothing of the header is used
- * before it has been checked, and the data section must be covered exactly, without overlap or gap. */
+/* Reader of the safetensors container. The file is taken to be hostile: nothing of the header is
+ * used before it has been checked, and the data section must be covered exactly, without overlap or
+ * gap. */
 #include "safetensors.h"
 #include "json_memory.h"
 #include "status.h"
@@ -77,8 +78,9 @@ static mla_status no_memory(const char *label)
     return mla_fail(MLA_ERR_MEMORY, "mla_st_parse: %.300s: no memory for the header", label);
 }
 
-/* Nesting and array lengths, before the JSON library builds anything: no header needs more than depth
- * 3 or arrays longer than a shape, and these two are the cheap ways to make a parser work hard. */
+/* Nesting and array lengths, before the JSON library builds anything: no header needs more than
+ * depth 3 or arrays longer than a shape, and these two are the cheap ways to make a parser work
+ * hard. */
 static mla_status scan_structure(const char *label, const char *text, size_t bytes)
 {
     int depth = 0, items[MAX_DEPTH + 1] = {0};

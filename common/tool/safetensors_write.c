@@ -56,8 +56,8 @@ static mla_status check_tensor(const char *path, const struct mla_st_tensor *t)
     return MLA_OK;
 }
 
-/* Coarse grain first: every tensor then starts at a multiple of its own grain without padding, which
- * the format has no place for. */
+/* Coarse grain first: every tensor then starts at a multiple of its own grain without padding,
+ * which the format has no place for. */
 static int by_grain(const void *a, const void *b)
 {
     const struct slot *s = a, *t = b;
@@ -82,8 +82,8 @@ static json_t *describe(const struct slot *slot)
     return info;
 }
 
-/* The header as text, or NULL with a status. A failed allocation is asked for once, at the end: every
- * JSON call passes NULL on. */
+/* The header as text, or NULL with a status. A failed allocation is asked for once, at the end:
+ * every JSON call passes NULL on. */
 static char *make_header(const char *path, const struct slot *slots, int64_t n,
                          const char *const *keys, const char *const *values, int64_t num_metadata,
                          mla_status *status)

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* What to generate, as a problem string: the keys of mla_problem_parse and those of the generator. */
+/* What to generate, as a problem string: the keys of mla_problem_parse and those of the
+ * generator. */
 #include "fill.h"
 
 #include "common/status.h"

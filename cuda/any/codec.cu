@@ -1,9 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* mla/cache.h on the device: one warp a token. Records are bit-equal to the CPU's.
  *
- * Bound by memory: a write reads 2 to 4 bytes a value and writes a record, a read the reverse. A lane
- * owns 16 consecutive values of the latent row, so that loads and stores are 16 bytes wide, and the
- * maximum of a scale tile (16, 32, 64 or 128 values) takes log2 of 1, 2, 4 or 8 lanes shuffles.
+ * Bound by memory: a write reads 2 to 4 bytes a value and writes a record, a read the reverse. A
+ * lane owns 16 consecutive values of the latent row, so that loads and stores are 16 bytes wide,
+ * and the maximum of a scale tile (16, 32, 64 or 128 values) takes log2 of 1, 2, 4 or 8 lanes
+ * shuffles.
  *
  * A slot named twice gets the later token. Blocks run in any order, so each looks through the slots
  * that come after its own tokens: a bitmap in shared memory turns nearly all away, and what it lets

@@ -3,16 +3,16 @@
  *
  *     I[t,s] = k_scale[s] · sum_h W[t,h] · ReLU(sum_d q[t,h,d] · k[s,d])
  *
- * Tile. ROWS = 1, 2, 4 or 8 query rows of one request; 128 keys a step; 8 warps, one block an SM. Each
- * warp keeps the 64 heads of one query row in registers as the A operand of m16n8k16 (128 registers),
- * so that shared memory is read for keys alone: 64 B a mma, where about 190 B fit into the time of
- * one. With fewer rows, warps of one row share the keys of a step between them. A lane then has
- * scores of 8 keys for 8 of the 64 heads in its accumulators: ReLU, times W and the sum over its
- * heads stay in registers, three exchange steps leave one finished score of 32 keys in each lane.
- * More than 64 heads go in groups of 64, reloading q.
+ * Tile. ROWS = 1, 2, 4 or 8 query rows of one request; 128 keys a step; 8 warps, one block an SM.
+ * Each warp keeps the 64 heads of one query row in registers as the A operand of m16n8k16 (128
+ * registers), so that shared memory is read for keys alone: 64 B a mma, where about 190 B fit into
+ * the time of one. With fewer rows, warps of one row share the keys of a step between them. A lane
+ * then has scores of 8 keys for 8 of the 64 heads in its accumulators: ReLU, times W and the sum
+ * over its heads stay in registers, three exchange steps leave one finished score of 32 keys in
+ * each lane. More than 64 heads go in groups of 64, reloading q.
  *
- * e4m3 keys come into shared memory as they are (cp.async), one step ahead; the thread that copied 16
- * bytes widens them to f16 (bf16 where q is bf16: both exact) while other warps still compute.
+ * e4m3 keys come into shared memory as they are (cp.async), one step ahead; the thread that copied
+ * 16 bytes widens them to f16 (bf16 where q is bf16: both exact) while other warps still compute.
  *     issue raw(i+1) | scores of step i -> items | wait raw(i+1), widen -> K(i+1) | barrier
  * bf16 keys are copied straight to where the fragments are read from.
  *
@@ -24,8 +24,8 @@
  * Shared memory: K 2 x 32768 B, raw 16384 B, select and small things 13.5 KB: 95.5 KB of 99.
  *
  * Bits. A score is computed by the same instructions whatever its place, so lists and scores do not
- * depend on tiles, parts or limits. They differ from the CPU's by the order of summation alone: docs/index.md
- * has the bound. */
+ * depend on tiles, parts or limits. They differ from the CPU's by the order of summation alone:
+ * docs/index.md has the bound. */
 #include "../device.h"
 #include "../ptx/cp_async.cuh"
 #include "../ptx/mma_sync.cuh"
@@ -514,7 +514,8 @@ struct plan {
     size_t total;
 };
 
-/* Walks the requests launch by launch: those that follow one another and have tiles of as many rows. */
+/* Walks the requests launch by launch: those that follow one another and have tiles of as many
+ * rows. */
 struct walk {
     int64_t request, first_key;
 };

@@ -21,8 +21,9 @@ struct mla_latent_request {
     int64_t kv_start;   /* and in a flat cache */
 };
 
-/* Rows of requests, dequantised, to c [keys, rank] and rope [keys, rope_dim], and a bit for each key
- * in alive. Keys past the run's length and keys of pages that do not exist are zero, bit and row. */
+/* Rows of requests, dequantised, to c [keys, rank] and rope [keys, rope_dim], and a bit for each
+ * key in alive. Keys past the run's length and keys of pages that do not exist are zero, bit and
+ * row. */
 struct mla_gather_args {
     const struct mla_latent_request *requests; /* device */
     int32_t num_requests;
@@ -48,8 +49,8 @@ struct mla_spread_args {
     int64_t in_stride[2], out_stride[2];
 };
 
-/* Lengths of a pass that leaves the last `by` rows of a causal request to the next: to the rows that
- * stay, the keys before them are all there are. */
+/* Lengths of a pass that leaves the last `by` rows of a causal request to the next: to the rows
+ * that stay, the keys before them are all there are. */
 struct mla_shorten_args {
     const int32_t *in;
     int32_t *out;

@@ -8,8 +8,8 @@
  *   spread   k[key, h, dn:] = rope of the key
  *   attend   mha_any's kernels; q_nope and q_pe are read where they lie
  *
- * Workspace: heads of a group times keys, so it grows with the keys alone; the group shrinks to fit the
- * limit, down to one head of one request. */
+ * Workspace: heads of a group times keys, so it grows with the keys alone; the group shrinks to fit
+ * the limit, down to one head of one request. */
 #include "cuda/blas.h"
 #include "cuda/device.h"
 #include "format.h"

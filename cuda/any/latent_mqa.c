@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Latent problems as absorbed attention: q[h] = q_nope[h] · w_uk[h] with q_pe behind it, attention over
- * the cache where it lies, out[h] = o_lat[h] · w_uv[h]. Query rows go in passes whose absorbed queries
- * and latent outputs fit the workspace limit. */
+/* Latent problems as absorbed attention: q[h] = q_nope[h] · w_uk[h] with q_pe behind it, attention
+ * over the cache where it lies, out[h] = o_lat[h] · w_uv[h]. Query rows go in passes whose
+ * absorbed queries and latent outputs fit the workspace limit. */
 #include "cuda/blas.h"
 #include "cuda/device.h"
 #include "latent.h"

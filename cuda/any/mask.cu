@@ -1,12 +1,13 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Bits of visible keys for masked attention, for the query rows of one pass: from top-k lists, and
- * the union over the rows of every query tile, which tells the attention kernel what to skip and what
- * not to read.
+ * the union over the rows of every query tile, which tells the attention kernel what to skip and
+ * what not to read.
  *
  * One block a row. The row's bits are gathered in shared memory (8 KB: 65536 keys at a time; longer
  * rows take several rounds) and written once; the union is joined by atomicOr, whose order does not
- * matter to the bits. Entries that are -1, out of range or in the causal future are ignored. Memory:
- * rows · words · 4 bytes and 1/64 or 1/128 of it; the caller bounds it by the rows of a pass. */
+ * matter to the bits. Entries that are -1, out of range or in the causal future are ignored.
+ * Memory: rows · words · 4 bytes and 1/64 or 1/128 of it; the caller bounds it by the rows of a
+ * pass. */
 #include "mha.h"
 
 enum { WORDS = 2048 };

@@ -3,8 +3,8 @@
  * dense, causal at any context offset, or under a bit per query and key; variable lengths, grouped
  * key heads, sinks, lse. bf16 or f16 in, fp32 accumulation.
  *
- * A block takes one head and a tile of 64·MT query rows (MT = 2, or 1 where both widths exceed 192)
- * and walks the keys in tiles of 64. Four warps, each with 16·MT rows of everything:
+ * A block takes one head and a tile of 64·MT query rows (MT = 2, or 1 where both widths exceed
+ * 192) and walks the keys in tiles of 64. Four warps, each with 16·MT rows of everything:
  *
  *   shared memory   Q [64·MT][D_QK], K [64][D_QK], V [64][D_V], 16-byte chunks XOR-swizzled by row
  *                   192/128: 49152 + 24576 + 16384 =  90112 B      256/256: 32768 · 3 =  98304 B
@@ -16,12 +16,12 @@
  *   warps         | S = Q·K0  | softmax   O += P·V0  | S = Q·K1  | softmax ...     | = barrier
  *
  * MT = 2 halves what shared memory must deliver: a B fragment of 16 x 16 (512 bytes) feeds 4 mma of
- * 4096 FLOP, not 2. At 128 bytes a clock an SM moves the 212 KB of a 128 x 64 tile (192/128) in 1660
- * clocks; its 5.2 MFLOP take about 1850 at the mma.sync rate of an H100.
+ * 4096 FLOP, not 2. At 128 bytes a clock an SM moves the 212 KB of a 128 x 64 tile (192/128) in
+ * 1660 clocks; its 5.2 MFLOP take about 1850 at the mma.sync rate of an H100.
  *
- * A key tile without a visible key for the query tile is skipped; a key that no row of the tile sees
- * is not read but zero in shared memory, so NaN in it reaches nobody. P is rounded to the input type
- * unnormalised; the row sum adds the unrounded fp32 values. Same inputs, same bits. */
+ * A key tile without a visible key for the query tile is skipped; a key that no row of the tile
+ * sees is not read but zero in shared memory, so NaN in it reaches nobody. P is rounded to the
+ * input type unnormalised; the row sum adds the unrounded fp32 values. Same inputs, same bits. */
 #ifndef MLA_CUDA_MHA_CUH
 #define MLA_CUDA_MHA_CUH
 
@@ -50,9 +50,9 @@ struct mha_rows {
     int end;       /* keys that any row of the tile may see by causality */
 };
 
-/* Copies 64 rows of `width` elements into a swizzled tile of 64 x D, zeros where there is no row, no
- * column, or the row's bit in `seen` is 0. Eight threads take 128 bytes of a row, so that a thread's
- * row stays the same modulo 8 and its swizzle a constant. */
+/* Copies 64 rows of `width` elements into a swizzled tile of 64 x D, zeros where there is no row,
+ * no column, or the row's bit in `seen` is 0. Eight threads take 128 bytes of a row, so that a
+ * thread's row stays the same modulo 8 and its swizzle a constant. */
 template <int D>
 __device__ __forceinline__ void load_tile(uint32_t smem, const char *src, int64_t stride, int rows,
                                           int width, uint64_t seen)
@@ -129,9 +129,9 @@ __device__ __forceinline__ void load_mask(uint32_t smem, const struct mla_mha_ar
     cp_async_ca_4(smem + row * 8 + 4, both ? from + 1 : a.mask, both ? 4 : 0);
 }
 
-/* Address of a lane's 16 bytes for ldmatrix `step` 16-column steps and `row16` times 16 rows on from
- * `first`, whose own step is 0: the swizzle only touches address bits 4 to 6, so that a step is an XOR
- * with a constant and everything else an immediate offset. */
+/* Address of a lane's 16 bytes for ldmatrix `step` 16-column steps and `row16` times 16 rows on
+ * from `first`, whose own step is 0: the swizzle only touches address bits 4 to 6, so that a step
+ * is an XOR with a constant and everything else an immediate offset. */
 template <int D>
 __device__ __forceinline__ uint32_t fragment_at(uint32_t first, int step, int row16)
 {
@@ -139,8 +139,8 @@ __device__ __forceinline__ uint32_t fragment_at(uint32_t first, int step, int ro
            (uint32_t)row16 * 16 * D * 2;
 }
 
-/* S = Q·K^T for this warp's rows: s[m][n] is a 16 x 8 fragment. Fragments are read one step ahead of
- * the mma that use them. */
+/* S = Q·K^T for this warp's rows: s[m][n] is a 16 x 8 fragment. Fragments are read one step ahead
+ * of the mma that use them. */
 template <class T, int D, int MT>
 __device__ __forceinline__ void scores(float s[MT][8][4], uint32_t q_first, uint32_t k_first)
 {
@@ -228,8 +228,8 @@ __device__ __forceinline__ void hide(const struct mla_mha_args &a, const struct 
     }
 }
 
-/* Running softmax: updates the row maxima and sums, rescales O, leaves P as A fragments. Maxima are of
- * the scores before `scale` > 0. */
+/* Running softmax: updates the row maxima and sums, rescales O, leaves P as A fragments. Maxima are
+ * of the scores before `scale` > 0. */
 template <class T, int D, int MT>
 __device__ __forceinline__ void softmax(float s[MT][8][4], float o[MT][D / 8][4],
                                         uint32_t p[MT][4][4], float top[MT][2], float sum[MT][2],
@@ -345,8 +345,8 @@ __device__ __forceinline__ void finish(const struct mla_mha_args &a, const struc
     }
 }
 
-/* Walks the key tiles that hold a visible key. Each lane keeps the bits of one of 32 tiles: keys that
- * exist and that some row of the query tile sees. */
+/* Walks the key tiles that hold a visible key. Each lane keeps the bits of one of 32 tiles: keys
+ * that exist and that some row of the query tile sees. */
 struct tile_walk {
     int next;      /* first key of the 32 tiles after these */
     uint32_t live; /* of these, tiles still to come that are not empty */
@@ -385,9 +385,9 @@ __device__ __forceinline__ int next_tile(const struct mla_mha_args &a, const str
     return w->next - (32 - i) * MLA_MHA_KEYS;
 }
 
-/* Which rows this block computes. Blocks start in the order of their numbers: groups of heads, inside
- * them query tiles from the longest to the shortest, inside them heads. The tiles of a head that run
- * together share its keys in L2, and the last blocks to start are short ones. */
+/* Which rows this block computes. Blocks start in the order of their numbers: groups of heads,
+ * inside them query tiles from the longest to the shortest, inside them heads. The tiles of a head
+ * that run together share its keys in L2, and the last blocks to start are short ones. */
 __device__ __forceinline__ struct mha_rows rows_of(const struct mla_mha_args &a, int tile_rows,
                                                    int *head, const struct mla_mha_segment **at)
 {
@@ -439,7 +439,8 @@ __global__ void __launch_bounds__(MLA_MHA_THREADS, MT == 2 ? 2 : 1)
     const char *v = a.v + segment->kv_start * a.v_stride[0] + head_kv * a.v_stride[1];
     const uint32_t *alive = a.alive ? a.alive + segment->first_word : NULL;
 
-    /* This lane's rows and columns of the ldmatrix tiles: A (Q), B (K: [key][d]), B transposed (V). */
+    /* This lane's rows and columns of the ldmatrix tiles: A (Q), B (K: [key][d]), B transposed
+     * (V). */
     const uint32_t q_first = q_smem + swizzled<D_QK / 8>(warp * MT * 16 + (lane & 15), lane >> 4);
     const uint32_t k_first =
         k_smem + swizzled<D_QK / 8>((lane & 7) + (lane >> 4) * 8, lane >> 3 & 1);

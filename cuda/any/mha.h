@@ -29,15 +29,15 @@ struct mla_mha_args {
     int32_t num_segments, tiles;
     int32_t heads, heads_kv, d_qk, d_v;
     int32_t causal;
-    /* [T, H, d_qk], [S, Hk, d_qk], [S, Hk, d_v]; strides in bytes. Columns of q from q_split on come
-     * from q_rope. */
+    /* [T, H, d_qk], [S, Hk, d_qk], [S, Hk, d_v]; strides in bytes. Columns of q from q_split on
+     * come from q_rope. */
     const char *q, *q_rope, *k, *v;
     int64_t q_stride[2], q_rope_stride[2], k_stride[2], v_stride[2];
     int32_t q_split;
     int32_t out_dtype;
     const int32_t *seq_lens_kv; /* or NULL */
-    /* Bits of visible keys, or NULL. Row of a query: mask_row0 + (whole_mask ? its row in the batch :
-     * its row in the pass). columns: of a query tile, the union over its rows, [tiles, words]. */
+    /* Bits of visible keys, or NULL. Row of a query: mask_row0 + (whole_mask ? its row in the batch
+     * : its row in the pass). columns: of a query tile, the union over its rows, [tiles, words]. */
     const uint32_t *mask, *columns;
     int64_t mask_stride;
     int32_t whole_mask, words;

@@ -44,8 +44,9 @@ mla_status mla_mha_check_rows(const char *name, const mla_tensor *t);
 /* The same of out, which is written in pairs. */
 mla_status mla_mha_check_out(const mla_tensor *out);
 
-/* mask: mla_mha_mask_bytes, 256-byte aligned. The context's device is current. With several passes the
- * mask is made anew for each; with one it is kept in `mask` for a later call with build_mask false. */
+/* mask: mla_mha_mask_bytes, 256-byte aligned. The context's device is current. With several passes
+ * the mask is made anew for each; with one it is kept in `mask` for a later call with build_mask
+ * false. */
 mla_status mla_mha_launch(const struct mla_job *job, const struct mla_mha_plan *plan,
                           const mla_tensors *tensors, const struct mla_mha_operands *operands,
                           void *mask, bool build_mask, void *stream);

@@ -25,9 +25,9 @@ size_t mla_mqa_part_bytes(const struct mla_mqa_plan *plan);
 /* Largest number of key splits of a request. */
 int64_t mla_mqa_splits(const struct mla_mqa_plan *plan);
 
-/* q [T, H, 512 + rope] of the problem's q_dtype and out [T, H, 512] of out_dtype, T rows of the whole
- * batch; strides 0 = packed. parts: mla_mqa_part_bytes, 256-byte aligned. The context's device is
- * current. */
+/* q [T, H, 512 + rope] of the problem's q_dtype and out [T, H, 512] of out_dtype, T rows of the
+ * whole batch; strides 0 = packed. parts: mla_mqa_part_bytes, 256-byte aligned. The context's
+ * device is current. */
 mla_status mla_mqa_launch(const struct mla_job *job, const struct mla_mqa_plan *plan,
                           const mla_tensors *tensors, const mla_tensor *q, const mla_tensor *out,
                           mla_dtype out_dtype, void *parts, void *stream);

@@ -1,11 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Exact selection by a block of 256 threads. As on the CPU (reference/topk.h), a score and its index
- * are one 64-bit item, ordered as the lists are: larger score first, -0 = +0, NaN below -inf, lower
- * index first. All items of a row differ, so "the k largest" is one set and its order is one order,
- * in whatever sequence items arrive.
+/* Exact selection by a block of 256 threads. As on the CPU (reference/topk.h), a score and its
+ * index are one 64-bit item, ordered as the lists are: larger score first, -0 = +0, NaN below -inf,
+ * lower index first. All items of a row differ, so "the k largest" is one set and its order is one
+ * order, in whatever sequence items arrive.
  *
- * A row's state is a buffer of items in global memory, their count, and a floor: the k-th largest so
- * far is at or above it, so what lies below the floor cannot be in the list. When the buffer is
+ * A row's state is a buffer of items in global memory, their count, and a floor: the k-th largest
+ * so far is at or above it, so what lies below the floor cannot be in the list. When the buffer is
  * full, keep_largest() leaves k items and raises the floor. */
 #ifndef MLA_CUDA_SELECT_CUH
 #define MLA_CUDA_SELECT_CUH
@@ -40,8 +40,9 @@ __device__ __forceinline__ float score_of(uint32_t bits)
     return __uint_as_float(bits >> 31 ? bits & 0x7FFFFFFFu : ~bits);
 }
 
-/* x such that exactly k of the n > k >= 1 items are >= x. A radix select whose digits cover just the
- * range that is left, so that scores of one binade spread over all bins: two rounds as a rule. */
+/* x such that exactly k of the n > k >= 1 items are >= x. A radix select whose digits cover just
+ * the range that is left, so that scores of one binade spread over all bins: two rounds as a
+ * rule. */
 static __device__ uint64_t find_floor(const uint64_t *items, int n, int k, struct select_shared *s)
 {
     int lane = threadIdx.x % 32, warp = threadIdx.x / 32;

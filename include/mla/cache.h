@@ -8,8 +8,8 @@
  * Every call checks its arguments first and writes nothing unless the status is MLA_OK. Nothing is
  * allocated. CPU context: host pointers, stream NULL, done on return. CUDA context: device pointers
  * (slots too), enqueued on stream; slots cannot be checked, so one outside the cache counts as -1;
- * values and plain caches aligned to their elements. Calls may overlap as long as no one writes what
- * another reads or writes. */
+ * values and plain caches aligned to their elements. Calls may overlap as long as no one writes
+ * what another reads or writes. */
 #ifndef MLA_CACHE_H
 #define MLA_CACHE_H
 

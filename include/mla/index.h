@@ -3,12 +3,13 @@
  *
  * For query row t and key s of the same request
  *     I[t,s] = k_scale[s] · sum_h W[t,h] · ReLU(sum_d q[t,h,d] · k[s,d])
- * and the indexer lists, per row, the topk keys of largest I. mla_index_run computes I in blocks and
- * selects as it goes: it never holds a [queries × keys] matrix. The list is exact and does not depend
- * on blocking, workspace limit or thread count. docs/index.md has order of summation and tie rules.
+ * and the indexer lists, per row, the topk keys of largest I. mla_index_run computes I in blocks
+ * and selects as it goes: it never holds a [queries × keys] matrix. The list is exact and does not
+ * depend on blocking, workspace limit or thread count. docs/index.md has order of summation and tie
+ * rules.
  *
- * Words: T query rows of all requests, Hi index heads, D index head dim, S keys, B requests, K topk.
- * "Backend memory" is device memory for CUDA and host memory for the CPU. */
+ * Words: T query rows of all requests, Hi index heads, D index head dim, S keys, B requests, K
+ * topk. "Backend memory" is device memory for CUDA and host memory for the CPU. */
 #ifndef MLA_INDEX_H
 #define MLA_INDEX_H
 
@@ -100,17 +101,18 @@ typedef struct mla_index_args {
 } mla_index_args;
 
 /* Bytes of workspace for mla_index_run with these args, at most workspace_limit_bytes where that is
- * set; alignment 256 is enough. Reads the host fields only. MLA_ERR_ARGUMENT (names field, value and
- * what is wanted; a limit that is too small is told the smallest), MLA_ERR_UNSUPPORTED (backend).
- * *bytes is 0 on failure. Any thread. */
+ * set; alignment 256 is enough. Reads the host fields only. MLA_ERR_ARGUMENT (names field, value
+ * and what is wanted; a limit that is too small is told the smallest), MLA_ERR_UNSUPPORTED
+ * (backend). *bytes is 0 on failure. Any thread. */
 MLA_API mla_status mla_index_workspace_bytes(const mla_context *context, const mla_index_args *args,
                                              size_t *bytes);
 
 /* Computes scores, lists or both. Checks, then enqueues; allocates nothing, waits for nothing. CPU:
  * stream must be NULL and the call returns when done. Order among scores: larger first, -0 = +0,
  * NaN below -inf, lower index first among equals; every key that the row sees counts, whatever its
- * score. Nothing is written unless the status is MLA_OK. MLA_ERR_ARGUMENT, MLA_ERR_UNSUPPORTED (CUDA:
- * formats other than bf16 and fp8, dim above 128, FP64), MLA_ERR_CUDA. Any number of threads may share context and inputs, each with its own workspace and outputs. */
+ * score. Nothing is written unless the status is MLA_OK. MLA_ERR_ARGUMENT, MLA_ERR_UNSUPPORTED
+ * (CUDA: formats other than bf16 and fp8, dim above 128, FP64), MLA_ERR_CUDA. Any number of threads
+ * may share context and inputs, each with its own workspace and outputs. */
 MLA_API mla_status mla_index_run(const mla_context *context, const mla_index_args *args,
                                  void *workspace, size_t workspace_bytes, void *stream);
 
@@ -166,21 +168,22 @@ typedef struct mla_index_prepare_args {
 } mla_index_prepare_args;
 
 /* fp8: amax = max(|x|, 1e-4), scale = 2^ceil(log2(amax/448)), e4m3(x/scale) to nearest even,
- * saturating. fp4: per 32 elements, amax = max(|x|, 1e-4), scale = 2^ceil(log2(amax/6)), e2m1(x/scale)
- * to nearest with ties towards zero and no -0. A value that is not finite becomes NaN in fp8, and its
- * block of 32 NaN in fp4; amax leaves it out. MLA_ERR_ARGUMENT, MLA_ERR_MEMORY. Any thread. */
+ * saturating. fp4: per 32 elements, amax = max(|x|, 1e-4), scale = 2^ceil(log2(amax/6)),
+ * e2m1(x/scale) to nearest with ties towards zero and no -0. A value that is not finite becomes NaN
+ * in fp8, and its block of 32 NaN in fp4; amax leaves it out. MLA_ERR_ARGUMENT, MLA_ERR_MEMORY. Any
+ * thread. */
 MLA_API mla_status mla_index_prepare(const mla_index_prepare_args *args);
 
-/* out[t,h] = w[t,h] · heads^-0.5 · q_scale[t,h] · dim^-0.5, float, multiplied from the left; in place
- * allowed. q_scale NULL = 1 (fp4 and unquantised q). [rows, heads] packed, host memory.
+/* out[t,h] = w[t,h] · heads^-0.5 · q_scale[t,h] · dim^-0.5, float, multiplied from the left; in
+ * place allowed. q_scale NULL = 1 (fp4 and unquantised q). [rows, heads] packed, host memory.
  * MLA_ERR_ARGUMENT. Any thread. */
 MLA_API mla_status mla_index_fold_weights(const float *w, const float *q_scale, int64_t rows,
                                           int64_t heads, int64_t dim, float *out);
 
-/* Writes row i of (data, scale), as mla_index_prepare leaves them with heads 1, to flat place slots[i]
- * = page · page_size + offset of a paged index cache; -1 skips the row. page_bytes 0 = packed pages.
- * Host memory. MLA_ERR_ARGUMENT (a slot outside the cache, other than -1, writes nothing at all). One
- * thread per cache at a time. */
+/* Writes row i of (data, scale), as mla_index_prepare leaves them with heads 1, to flat place
+ * slots[i] = page · page_size + offset of a paged index cache; -1 skips the row. page_bytes 0 =
+ * packed pages. Host memory. MLA_ERR_ARGUMENT (a slot outside the cache, other than -1, writes
+ * nothing at all). One thread per cache at a time. */
 MLA_API mla_status mla_index_append(mla_index_format format, int64_t dim, int64_t page_size,
                                     int64_t num_pages, int64_t page_bytes, const int64_t *slots,
                                     int64_t rows, const void *data, const void *scale, void *cache);

@@ -132,13 +132,13 @@ typedef struct mla_context_options {
 } mla_context_options;
 
 /* Creates a context. options NULL means {MLA_BACKEND_CPU, 0, 0}.
- * MLA_ERR_ARGUMENT (out NULL, negative field, unknown backend), MLA_ERR_NO_DEVICE (the sentence says
- * why the backend can't serve), MLA_ERR_MEMORY. On failure *out is NULL. Any thread. */
+ * MLA_ERR_ARGUMENT (out NULL, negative field, unknown backend), MLA_ERR_NO_DEVICE (the sentence
+ * says why the backend can't serve), MLA_ERR_MEMORY. On failure *out is NULL. Any thread. */
 MLA_API mla_status mla_context_create(const mla_context_options *options, mla_context **out);
 /* NULL is accepted. No plan of the context may be in use. */
 MLA_API void mla_context_destroy(mla_context *context);
-/* One line about backend, device and threads, as snprintf: writes at most bytes, always terminated if
- * bytes > 0, returns the length needed without the terminator. */
+/* One line about backend, device and threads, as snprintf: writes at most bytes, always terminated
+ * if bytes > 0, returns the length needed without the terminator. */
 MLA_API size_t mla_context_describe(const mla_context *context, char *text, size_t bytes);
 
 /* ----------------------------------------------------------------- problem */
@@ -178,11 +178,12 @@ typedef struct mla_problem {
     void *storage; /* owned by parse; NULL otherwise */
 } mla_problem;
 
-/* DeepSeek-V3 dims (H 128, L 512, dn 128, dr 64, dv 128, bf16), empty batch, causal, flat bf16 cache,
- * out bf16, softmax_scale 192^-0.5, lse wanted in base e. MLA_ERR_ARGUMENT if problem is NULL. */
+/* DeepSeek-V3 dims (H 128, L 512, dn 128, dr 64, dv 128, bf16), empty batch, causal, flat bf16
+ * cache, out bf16, softmax_scale 192^-0.5, lse wanted in base e. MLA_ERR_ARGUMENT if problem is
+ * NULL. */
 MLA_API mla_status mla_problem_init(mla_problem *problem);
-/* The same for a model by name ("deepseek-v3.2", …; mla_model_name lists them), its softmax_scale and
- * topk included. MLA_ERR_ARGUMENT for an unknown name. */
+/* The same for a model by name ("deepseek-v3.2", …; mla_model_name lists them), its softmax_scale
+ * and topk included. MLA_ERR_ARGUMENT for an unknown name. */
 MLA_API mla_status mla_problem_init_model(mla_problem *problem, const char *model);
 /* i-th model name, or NULL past the end. */
 MLA_API const char *mla_model_name(int i);
@@ -203,8 +204,8 @@ MLA_API size_t mla_problem_print(const mla_problem *problem, char *text, size_t 
 
 /* ----------------------------------------------------------------- tensors */
 
-/* A tensor with its strides in elements (bytes for packed caches). The last dimension is contiguous;
- * a stride of 0 means packed. data NULL = absent. */
+/* A tensor with its strides in elements (bytes for packed caches). The last dimension is
+ * contiguous; a stride of 0 means packed. data NULL = absent. */
 typedef struct mla_tensor {
     void *data;
     int64_t stride[2]; /* of the first and second dimension */
@@ -234,9 +235,9 @@ typedef struct mla_tensors {
     mla_tensor max_logits;      /* [T, H]: largest softmax_scale·q·k, sink not included */
 } mla_tensors;
 
-/* Contents that can be read on the host: page ids, duplicate and (with strict) out-of-range top-k
- * entries, topk_lens, NaN sinks, run-time lengths; and, when complete is not NULL, tells per request
- * whether every row lists every key it may see (complete[B]; false without lists).
+/* Contents that can be read on the host: page ids, keys listed twice in a row, topk_lens, NaN sinks,
+ * run-time lengths; and, when complete is not NULL, tells per request whether every row lists every
+ * key it may see (complete[B]; false without lists).
  * Host pointers only. MLA_ERR_ARGUMENT names row and entry; MLA_ERR_MEMORY. Any thread. */
 MLA_API mla_status mla_tensors_check(const mla_problem *problem, const mla_tensors *tensors,
                                      bool *complete);
@@ -283,10 +284,11 @@ MLA_API mla_status mla_plan_request(const mla_plan *plan, int64_t i, mla_request
 /* All decisions as lines of text; as snprintf. */
 MLA_API size_t mla_plan_describe(const mla_plan *plan, char *text, size_t bytes);
 
-/* Computes attention. Checks pointers and strides, then enqueues; allocates nothing, prints nothing,
- * waits for nothing. CPU: stream must be NULL and the call returns when done. Nothing is written
- * unless the status is MLA_OK. MLA_ERR_ARGUMENT (missing tensor, workspace too small, misaligned),
- * MLA_ERR_CUDA. Any number of threads may run one plan, each with its own workspace and outputs. */
+/* Computes attention. Checks pointers and strides, then enqueues; allocates nothing, prints
+ * nothing, waits for nothing. CPU: stream must be NULL and the call returns when done. Nothing is
+ * written unless the status is MLA_OK. MLA_ERR_ARGUMENT (missing tensor, workspace too small,
+ * misaligned), MLA_ERR_CUDA. Any number of threads may run one plan, each with its own workspace
+ * and outputs. */
 MLA_API mla_status mla_run(const mla_plan *plan, const mla_tensors *tensors, void *workspace,
                            size_t workspace_bytes, void *stream);
 
@@ -311,10 +313,10 @@ typedef struct mla_merge_args {
 /* MLA_ERR_ARGUMENT, MLA_ERR_UNSUPPORTED, MLA_ERR_CUDA. Any thread. CPU: stream NULL. */
 MLA_API mla_status mla_merge(const mla_context *context, const mla_merge_args *args, void *stream);
 
-/* Converts lse, packed [rows, heads], between conventions, in place allowed: base, whether a sink is counted,
- * and what an empty row holds (-inf, or FlashMLA's +inf). attn_sink may be NULL when neither side
- * counts it or both do. Host memory, float. Taking a sink out is inexact where the sink dominates.
- * MLA_ERR_ARGUMENT. Any thread. */
+/* Converts lse, packed [rows, heads], between conventions, in place allowed: base, whether a sink
+ * is counted, and what an empty row holds (-inf, or FlashMLA's +inf). attn_sink may be NULL when
+ * neither side counts it or both do. Host memory, float. Taking a sink out is inexact where the
+ * sink dominates. MLA_ERR_ARGUMENT. Any thread. */
 typedef struct mla_lse_convention {
     mla_lse_base base;
     bool counts_sink;
@@ -338,8 +340,8 @@ typedef struct mla_rounding {
     double lse;         /* final rounding of lse and max_logits */
 } mla_rounding;
 
-/* Roundings of a backend: CPU rounds nothing to 16 bits; CUDA and MODEL round at the points of route
- * in q_dtype. out_dtype is what the judged file or buffer holds. */
+/* Roundings of a backend: CPU rounds nothing to 16 bits; CUDA and MODEL round at the points of
+ * route in q_dtype. out_dtype is what the judged file or buffer holds. */
 MLA_API mla_rounding mla_rounding_of(const mla_problem *problem, mla_backend backend,
                                      mla_precision precision, mla_route route, mla_dtype out_dtype);
 
@@ -347,7 +349,8 @@ typedef struct mla_reference_args {
     const int64_t *rows; /* query rows to compute, ascending; NULL = all T */
     int64_t num_rows;
     const mla_rounding *rounding; /* host [B], one per request; NULL = no bounds */
-    /* Outputs, packed, all double; NULL = not wanted. n = num_rows (T if rows is NULL), d = width. */
+    /* Outputs, packed, all double; NULL = not wanted. n = num_rows (T if rows is NULL), d =
+     * width. */
     double *out;                /* [n, H, d] */
     double *lse, *max_logits;   /* [n, H] */
     double *hard, *statistical; /* [n, H, d]: H and T of docs/numerics.md; +inf where vacuous */
@@ -356,8 +359,8 @@ typedef struct mla_reference_args {
     double *lse_sigma, *max_sigma; /* [n, H]: rms that rounding alone predicts */
 } mla_reference_args;
 
-/* The fp64 reference with its per-element bounds, over all rows or a sample. Host pointers. Allocates;
- * uses context's threads (CPU context). tensors->out, lse, max_logits are not touched.
+/* The fp64 reference with its per-element bounds, over all rows or a sample. Host pointers.
+ * Allocates; uses context's threads (CPU context). tensors->out, lse, max_logits are not touched.
  * MLA_ERR_ARGUMENT, MLA_ERR_MEMORY. Any thread. */
 MLA_API mla_status mla_reference(const mla_context *context, const mla_problem *problem,
                                  const mla_tensors *tensors, const mla_reference_args *args);
@@ -382,8 +385,9 @@ typedef struct mla_kernel_info {
     bool runnable; /* here, now */
 } mla_kernel_info;
 
-/* The dispatch table, best first, read-only; for tests and tools. The texts routes, forms and formats
- * stay valid until the same thread asks again. MLA_ERR_ARGUMENT past the end. Any thread. */
+/* The dispatch table, best first, read-only; for tests and tools. The texts routes, forms and
+ * formats stay valid until the same thread asks again. MLA_ERR_ARGUMENT past the end. Any
+ * thread. */
 MLA_API int mla_kernel_count(void);
 MLA_API mla_status mla_kernel_get(int i, mla_kernel_info *out);
 /* "cpu", "silicon", "model", "compiled"; "unknown" otherwise. Never NULL. */

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* libFuzzer target of everything that reads a file from outside: the container, problem files, result
- * files, and the cache rows that an accepted problem leads to. Beside plain bytes, a mutator edits
- * tensors and keys and lays the data out anew, so that most inputs get past the container's checks. */
+/* libFuzzer target of everything that reads a file from outside: the container, problem files,
+ * result files, and the cache rows that an accepted problem leads to. Beside plain bytes, a mutator
+ * edits tensors and keys and lays the data out anew, so that most inputs get past the container's
+ * checks. */
 #include "common/tool/case.h"
 #include "common/tool/result_file.h"
 #include "common/tool/safetensors.h"
