@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-// labels: fast
+// labels: slow
 // timeout: 300
 /* The proof that the check can fail: bugs injected in a simulated right kernel, each over four
  * fills. Every one must be caught by H, T, z or the exact count; the right kernel must pass
