@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Absorbed-form attention for one tile of query rows: out = softmax(scale · q · K^T) · K[:, :512].
+/* Absorbed-form attention for a tile of query rows: out = softmax(scale · q · K^T) · K[:, :512].
  * Dense (causal, bitmask, flat or paged) and over top-k lists; prefill and decode. sm_80 and later:
  * mma.sync, ldmatrix and cp.async only, at most 99 KB of shared memory a block.
  *
@@ -16,8 +16,8 @@
  *          16           1 x 4 x 2                 one warp       256 + 228                  512
  *          32           2 x 4 x 1                 two            256 + 228                  192
  *          64           4 x 2 x 1                 four           256 +  28                  128
- *   - A warp owns 64 of the 512 output columns for all rows (ROWS / 16 · 32 registers a thread), so
- *     V is read once a tile.
+ *   - A warp owns 64 of the 512 output columns for all rows (ROWS / 16 · 32 registers a
+ *     thread), so V is read once a tile.
  * What bounds it on an H100 is neither: one or two warps a scheduler leave the latency of address
  * arithmetic and of the softmax in the open. Sixteen warps a block were slower (more reads of K).
  *
@@ -37,11 +37,12 @@
  * Registers: 128 a thread for 16 and 32 rows (two blocks an SM; sm_12x: 16 rows only), 255 for 64;
  * spills are listed in docs/performance.md.
  *
- * NaN. A key that the tile does not see is copied as zeros, and its score is -inf: what an invisible
- * slot holds reaches nothing. A key that one row of the tile sees is multiplied by P = 0 in others.
- * Rounding. Scores and output accumulate in fp32; P = 2^(score - running max), at most 1, rounded to
- * T; the row sum adds unrounded P in fp32. (A maximum that is followed late would rescale less, but
- * the heaviest key's P would no longer be exactly 1: errors of peaked rows grow by half.) One order
+ * NaN. A key that the tile does not see is copied as zeros, and its score is -inf: what an
+ * invisible slot holds reaches nothing. A key that one row of the tile sees is multiplied by P = 0
+ * in others.
+ * Rounding. Scores and output accumulate in fp32; P = 2^(score - running max), at most 1, rounded
+ * to T; the row sum adds unrounded P in fp32. (A maximum that is followed late would rescale less,
+ * but the heaviest key's P would no longer be exactly 1: errors of peaked rows grow by half.) One order
  * of additions: results repeat bit by bit.
  * Limits. Latent width 512, rope 64 or 0. Rows of a request and cache slots below 2^31. */
 #ifndef MLA_CUDA_ANY_MQA_CUH
@@ -175,8 +176,8 @@ __device__ __forceinline__ void find_work(const struct mla_mqa_args &a, int *fou
 
 /* --------------------------------------------------------------- key stream */
 
-/* Position of this lane's key in step i, unchecked; -1 for none. Bitmask: a key that no token of the
- * tile sees is none; a token may list keys of its own future, which count for nothing. */
+/* Position of this lane's key in step i, unchecked; -1 for none. Bitmask: a key that no token of
+ * the tile sees is none; a token may list keys of its own future, which count for nothing. */
 __device__ __forceinline__ int fetch_position(const struct mla_mqa_args &a, const struct work &w,
                                               int step, int last_step)
 {
@@ -370,8 +371,8 @@ __device__ __forceinline__ void load_q(const struct mla_mqa_args &a, const struc
     __syncthreads();
 }
 
-/* This warp's share of the scores: its 16 rows, n_step of its key tiles from tile n0, its columns of
- * d. A load brings 16 keys x 16 columns. */
+/* This warp's share of the scores: its 16 rows, n_step of its key tiles from tile n0, its columns
+ * of d. A load brings 16 keys x 16 columns. */
 template <class S, class T>
 __device__ __forceinline__ void
 partial_scores(uint32_t k_smem, int n0, uint32_t q[S::bands][S::q_frags][4], float s[S::n_step][4])
@@ -386,7 +387,7 @@ partial_scores(uint32_t k_smem, int n0, uint32_t q[S::bands][S::q_frags][4], flo
 #pragma unroll
         for (int e = 0; e < 4; e++)
             s[n][e] = 0;
-    /* Loads run ahead of the products: with two warps a scheduler nothing else hides their latency. */
+    /* Loads run ahead of the products: nothing else hides latency at two warps a scheduler. */
     const int loads_frag = S::n_step / 2, loads = S::bands * S::q_frags * loads_frag;
     uint32_t k[S::ahead + 1][4];
 #pragma unroll
@@ -547,8 +548,8 @@ __device__ __forceinline__ void store_pair(int dtype, char *out, int64_t at, flo
     }
 }
 
-/* The denominator is 2^reference · sum, plus the sink: its logarithm in lse_log2, and the factor that
- * makes sums of weighted rows the output. */
+/* The denominator is 2^reference · sum, plus the sink: its logarithm in lse_log2, and the factor
+ * that makes sums of weighted rows the output. */
 __device__ __forceinline__ float finish_row(float reference, float sum, bool has_sink, float sink,
                                             float *lse_log2)
 {

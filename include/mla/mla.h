@@ -235,10 +235,10 @@ typedef struct mla_tensors {
     mla_tensor max_logits;      /* [T, H]: largest softmax_scale·q·k, sink not included */
 } mla_tensors;
 
-/* Contents that can be read on the host: page ids, keys listed twice in a row, topk_lens, NaN sinks,
- * run-time lengths; and, when complete is not NULL, tells per request whether every row lists every
- * key it may see (complete[B]; false without lists).
- * Host pointers only. MLA_ERR_ARGUMENT names row and entry; MLA_ERR_MEMORY. Any thread. */
+/* Contents that can be read on the host: page ids, keys listed twice in a row, topk_lens, NaN
+ * sinks, run-time lengths; and, when complete is not NULL, tells per request whether every row
+ * lists every key it may see (complete[B]; false without lists). Host pointers only.
+ * MLA_ERR_ARGUMENT names row and entry; MLA_ERR_MEMORY. Any thread. */
 MLA_API mla_status mla_tensors_check(const mla_problem *problem, const mla_tensors *tensors,
                                      bool *complete);
 
