@@ -42,8 +42,8 @@
  * in others.
  * Rounding. Scores and output accumulate in fp32; P = 2^(score - running max), at most 1, rounded
  * to T; the row sum adds unrounded P in fp32. (A maximum that is followed late would rescale less,
- * but the heaviest key's P would no longer be exactly 1: errors of peaked rows grow by half.) One order
- * of additions: results repeat bit by bit.
+ * but the heaviest key's P would no longer be exactly 1: errors of peaked rows grow by half.) One
+ * order of additions: results repeat bit by bit.
  * Limits. Latent width 512, rope 64 or 0. Rows of a request and cache slots below 2^31. */
 #ifndef MLA_CUDA_ANY_MQA_CUH
 #define MLA_CUDA_ANY_MQA_CUH
