@@ -673,7 +673,7 @@ static void refuse(mla_status status, mla_status want, const char *function, con
     char head[128];
     snprintf(head, sizeof head, "%s: %s: got ", function, field);
     if (status != want || strncmp(mla_last_error(), head, strlen(head)))
-        fail_msg("status %s, sentence '%s', want '%s…'", mla_status_name(status), mla_last_error(),
+        fail_msg("status %s, sentence '%s', want '%s'", mla_status_name(status), mla_last_error(),
                  head);
     assert_non_null(strstr(mla_last_error(), ", want "));
 }

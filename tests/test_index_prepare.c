@@ -501,7 +501,7 @@ static void end_to_end(void **state)
 static void refuse(mla_status status, const char *head)
 {
     if (status != MLA_ERR_ARGUMENT || strncmp(mla_last_error(), head, strlen(head)))
-        fail_msg("status %s, sentence '%s', want '%s…'", mla_status_name(status), mla_last_error(),
+        fail_msg("status %s, sentence '%s', want '%s'", mla_status_name(status), mla_last_error(),
                  head);
     assert_non_null(strstr(mla_last_error(), ": got "));
     assert_non_null(strstr(mla_last_error(), ", want "));
