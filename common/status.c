@@ -80,12 +80,26 @@ int64_t mla_alloc_fail_at(int64_t n)
     return __atomic_exchange_n(&allocations, 0, __ATOMIC_RELAXED);
 }
 
+static int64_t live_blocks;
+
+static void *counted(void *block)
+{
+    if (block)
+        __atomic_add_fetch(&live_blocks, 1, __ATOMIC_RELAXED);
+    return block;
+}
+
+int64_t mla_alloc_live(void)
+{
+    return __atomic_load_n(&live_blocks, __ATOMIC_RELAXED);
+}
+
 void *mla_alloc(size_t count, size_t bytes)
 {
     if (injected_failure())
         return NULL;
     /* One byte at least, so that an empty array is not mistaken for a failure. */
-    return count && bytes ? calloc(count, bytes) : calloc(1, 1);
+    return counted(count && bytes ? calloc(count, bytes) : calloc(1, 1));
 }
 
 void *mla_realloc(void *old, size_t count, size_t bytes)
@@ -93,10 +107,13 @@ void *mla_realloc(void *old, size_t count, size_t bytes)
     size_t total;
     if (injected_failure() || __builtin_mul_overflow(count, bytes, &total))
         return NULL;
-    return realloc(old, total ? total : 1);
+    total = total ? total : 1;
+    return old ? realloc(old, total) : counted(malloc(total));
 }
 
 void mla_free(void *memory)
 {
+    if (memory)
+        __atomic_sub_fetch(&live_blocks, 1, __ATOMIC_RELAXED);
     free(memory);
 }

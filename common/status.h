@@ -25,5 +25,7 @@ void mla_free(void *memory);
 /* Test hook: the n-th allocation from now fails (1 = the next one), 0 switches it off. Returns how
  * many allocations have been made since the last call. Not thread-safe; tests only. */
 int64_t mla_alloc_fail_at(int64_t n);
+/* Test hook: blocks of this family that nobody has freed yet. */
+int64_t mla_alloc_live(void);
 
 #endif

@@ -1,7 +1,23 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "support.h"
 
+#include "status.h"
+
+#include <inttypes.h>
+#include <stdio.h>
 #include <string.h>
+#include <unistd.h>
+
+/* Every test program ends with all of the library's memory freed. LeakSanitizer would say more, but
+ * it stops threads to look, and crashes now and then while those of OpenMP and OpenBLAS live. */
+__attribute__((destructor)) static void nothing_leaks(void)
+{
+    if (mla_alloc_live() == 0)
+        return;
+    fprintf(stderr, "%" PRId64 " blocks of the library's memory were never freed\n",
+            mla_alloc_live());
+    _exit(1);
+}
 
 void mla_assert_status(mla_status got, mla_status want, const char *call, const char *file,
                        int line)
