@@ -2,6 +2,7 @@
 /* Contexts, the list of backends, and the dispatch table as tools see it. */
 #include "backend.h"
 
+#include "qualify.h"
 #include "status.h"
 #include "text.h"
 
@@ -58,6 +59,12 @@ mla_status mla_context_create(const mla_context_options *options, mla_context **
         mla_free(context);
         return status;
     }
+    if (context->backend == MLA_BACKEND_CUDA)
+        status = mla_qualified_find(context);
+    if (status != MLA_OK) {
+        mla_context_destroy(context);
+        return status;
+    }
     *out = context;
     return MLA_OK;
 }
@@ -69,6 +76,7 @@ void mla_context_destroy(mla_context *context)
     const struct mla_backend_ops *ops = mla_backend_ops_of(context->backend);
     if (ops->close)
         ops->close(context);
+    mla_free(context->qualified);
     mla_free(context);
 }
 

@@ -62,7 +62,9 @@ struct mla_context {
     int threads; /* resolved, >= 1 */
     int sm;      /* CUDA: 10·major + minor; 0 elsewhere */
     char about[192];
-    void *data; /* the backend's own */
+    char identity[160]; /* what a qualification holds for: device, architecture, driver */
+    char *qualified;    /* "\nname\nname\n", or NULL; qualify.h */
+    void *data;         /* the backend's own */
 };
 
 struct mla_cache_layout; /* record.h */

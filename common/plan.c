@@ -2,6 +2,7 @@
 /* The shared front end: routes every request, walks the backend's kernel table, lays out the
  * workspace, runs. */
 #include "backend.h"
+#include "qualify.h"
 #include "route.h"
 #include "status.h"
 #include "tensors.h"
@@ -83,6 +84,9 @@ static bool accepts(struct chooser *c, const struct mla_kernel *kernel, mla_rout
     } else if (p->form != MLA_FORM_EXPANDED && !(kernel->formats & MLA_BIT(p->cache_format))) {
         snprintf(why, sizeof why, "cache format %s is not served",
                  mla_cache_format_name(p->cache_format));
+    } else if (kernel != c->named && !mla_kernel_trusted(c->plan->context, kernel)) {
+        snprintf(why, sizeof why, "status is %s, and this device has no record of it (mla qualify)",
+                 mla_proof_name(kernel->proof));
     } else {
         struct mla_job job = job_of(c->plan, c->options, kernel, route);
         job.requests = request;

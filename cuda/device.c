@@ -65,6 +65,8 @@ mla_status mla_cuda_open(const mla_context_options *options, mla_context *contex
              options->device, prop.name, context->sm, prop.multiProcessorCount,
              (double)prop.totalGlobalMem / (1 << 30), driver / 1000, driver % 1000 / 10,
              runtime / 1000, runtime % 1000 / 10);
+    snprintf(context->identity, sizeof context->identity, "%.60s, sm_%d, driver CUDA %d.%d",
+             prop.name, context->sm, driver / 1000, driver % 1000 / 10);
     struct mla_blas *blas;
     mla_status status = mla_blas_create(&blas);
     context->data = blas;

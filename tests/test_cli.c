@@ -230,7 +230,7 @@ static const struct wrong wrong_others[] = {
     {"tune", 2, "-o: got nothing"},
     {"tune -o out.st", 3, "FLOP model"},
     {"tune --foo", 2, "got option '--foo'"},
-    {"qualify -o out.st", 3, "no device kernel"},
+    {"qualify --backend cpu", 2, "want cuda or model"},
     {"qualify foo", 2, "got argument 'foo'"},
     {"info foo", 2, "got argument 'foo'"},
     {"info --json", 2, "--json: got nothing"},

@@ -305,17 +305,11 @@ static int read_directive(struct check_command *o, const struct check_command *g
     return EXIT_DONE;
 }
 
-static int check_shapes(struct check_command *o, const char *path)
+/* Problem strings from a stream whose name is for sentences. */
+static int check_lines(struct check_command *o, FILE *file, const char *path)
 {
-    FILE *file = fopen(path, "r");
     char line[4096];
     int exit_status = EXIT_DONE;
-    if (!file) {
-        bool absent = errno == ENOENT || errno == ENOTDIR;
-        mla_usage(o->command, "--shapes: got '%.300s' (%s), want a file of problem strings", path,
-                  strerror(errno));
-        return absent ? EXIT_INPUT : EXIT_DEVICE;
-    }
     const struct check_command given = *o;
     for (int number = 1; !exit_status && fgets(line, sizeof line, file); number++) {
         if (strlen(line) == sizeof line - 1) {
@@ -348,7 +342,29 @@ static int check_shapes(struct check_command *o, const char *path)
                   strerror(errno));
         exit_status = EXIT_DEVICE;
     }
+    return exit_status;
+}
+
+static int check_shapes(struct check_command *o, const char *path)
+{
+    FILE *file = fopen(path, "r");
+    if (!file) {
+        bool absent = errno == ENOENT || errno == ENOTDIR;
+        mla_usage(o->command, "--shapes: got '%.300s' (%s), want a file of problem strings", path,
+                  strerror(errno));
+        return absent ? EXIT_INPUT : EXIT_DEVICE;
+    }
+    int exit_status = check_lines(o, file, path);
     fclose(file);
+    return exit_status;
+}
+
+int mla_check_stream(const struct command *command, const struct compute *compute, FILE *shapes,
+                     const char *name, FILE *text, struct check_counts *counts)
+{
+    struct check_command o = {.command = command, .compute = *compute, .text = text, .each = true};
+    int exit_status = check_lines(&o, shapes, name);
+    *counts = (struct check_counts){o.ok + o.weak + o.mistrusted, o.failed, o.skipped};
     return exit_status;
 }
 

@@ -2,6 +2,9 @@
 /* mla info, and the commands that have nothing to drive yet. */
 #include "command.h"
 
+#include "common/kernel.h"
+#include "common/qualify.h"
+#include "common/text.h"
 #include "reference/reference.h"
 
 #include <omp.h>
@@ -30,16 +33,44 @@ static void build_options(char *text, size_t bytes)
     );
 }
 
+/* Which rows that never ran on silicon may serve here, and why the others do not. */
+static void describe_trust(const mla_context *context, struct mla_text *t)
+{
+    char path[4096];
+    int waiting = 0;
+    if (context->backend != MLA_BACKEND_CUDA)
+        return;
+    for (int i = 0; i < mla_kernel_count(); i++) {
+        mla_kernel_info k;
+        waiting += mla_kernel_get(i, &k) == MLA_OK && k.backend == MLA_BACKEND_CUDA &&
+                   (k.proof == MLA_PROOF_MODEL || k.proof == MLA_PROOF_COMPILED);
+    }
+    if (!waiting)
+        return;
+    if (context->qualified && mla_qualified_path(path, sizeof path))
+        mla_text_add(t, "; qualified by %s:%.*s", path, (int)sizeof path, context->qualified);
+    else
+        mla_text_add(t,
+                     "; rows of status silicon serve: no record qualifies the %d others on this "
+                     "device (mla qualify)",
+                     waiting);
+    for (size_t i = 0; i < t->bytes && t->at[i]; i++)
+        if (t->at[i] == '\n')
+            t->at[i] = ' ';
+}
+
 /* A backend's one line: what it runs on, or why it can't. Returns whether it opens. */
 static bool describe_backend(mla_backend backend, char *text, size_t bytes)
 {
+    struct mla_text t = {.at = text, .bytes = bytes};
     mla_context_options options = {backend, 0, 0};
     mla_context *context;
     if (mla_context_create(&options, &context) != MLA_OK) {
         snprintf(text, bytes, "not here: %s", mla_last_error());
         return false;
     }
-    mla_context_describe(context, text, bytes);
+    t.used = mla_context_describe(context, text, bytes);
+    describe_trust(context, &t);
     mla_context_destroy(context);
     return true;
 }
@@ -144,23 +175,4 @@ static int run_tune(const struct command *command, int argc, char **argv)
 const struct command mla_command_tune = {
     "tune", "-o FILE", "measures route crossovers on this device (not in this build)",
     NULL,   run_tune,
-};
-
-static int run_qualify(const struct command *command, int argc, char **argv)
-{
-    const char *out = NULL;
-    const struct option options[] = {
-        {"output", 'o', OPTION_TEXT, &out, "FILE", "the record"},
-        {0},
-    };
-    int exit_status;
-    if (!mla_options_read(command, options, argc, argv, NULL, &exit_status))
-        return exit_status;
-    return not_here(command, "no device kernel is built in, so there is nothing to qualify (mla "
-                             "check judges the CPU kernels)");
-}
-
-const struct command mla_command_qualify = {
-    "qualify", "[-o FILE]", "runs every kernel row of this device (not in this build)",
-    NULL,      run_qualify,
 };

@@ -105,6 +105,14 @@ mla_status mla_run_case(struct mla_case *k, struct run_result *out);
 mla_status mla_run_again(const struct mla_case *k, struct run_result *r);
 void mla_run_free(struct run_result *r);
 
+/* Judges every problem string of a shapes stream by every route it admits, as mla check does with
+ * --route each; lines go to text. Returns an exit status; failures are no error here. */
+struct check_counts {
+    int64_t good, failed, skipped;
+};
+int mla_check_stream(const struct command *command, const struct compute *compute, FILE *shapes,
+                     const char *name, FILE *text, struct check_counts *counts);
+
 /* The admissible route with the most roundings, for results of unknown origin. */
 mla_route mla_loosest_route(const mla_problem *p, bool complete);
 /* Elements of out. */
