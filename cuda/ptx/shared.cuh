@@ -1,0 +1,183 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Shared memory by 32-bit address, of this block and of the cluster. Kernels of sm_90 and sm_100
+ * reach shared memory only through these functions: the model checks every access. */
+#ifndef MLA_CUDA_PTX_SHARED_CUH
+#define MLA_CUDA_PTX_SHARED_CUH
+
+#include "at.cuh"
+
+#include <string.h>
+
+/* Dynamic shared memory as a plain array, for kernels that use pointers; the model can't check
+ * these accesses. */
+#ifdef MLA_MODEL
+#define MLA_DYNAMIC_SHARED(name, align) char *const name = model_dynamic_pointer(align)
+#else
+#define MLA_DYNAMIC_SHARED(name, align)                                                            \
+    extern __shared__ __align__(align)                                                             \
+    char name[]
+#endif
+
+/* Start of dynamic shared memory, a multiple of 1024. A kernel that calls this has no other
+ * __shared__ variables. */
+__device__ __forceinline__ u32 dynamic_smem(MLA_AT0)
+{
+#ifdef MLA_MODEL
+    return model_dynamic_address(at);
+#else
+    extern __shared__ __align__(1024) char mla_dynamic_smem[];
+    return (u32)__cvta_generic_to_shared(mla_dynamic_smem);
+#endif
+}
+
+/* T has 1, 2, 4, 8 or 16 bytes; the address is a multiple of its size. */
+template <class T> __device__ __forceinline__ T ld_shared(u32 address MLA_AT)
+{
+    static_assert(sizeof(T) == 1 || sizeof(T) == 2 || sizeof(T) == 4 || sizeof(T) == 8 ||
+                      sizeof(T) == 16,
+                  "one access moves 1, 2, 4, 8 or 16 bytes");
+    T value;
+#ifdef MLA_MODEL
+    model_ld_shared(&value, address, sizeof(T), at);
+#else
+    if (sizeof(T) == 16) {
+        u32 w[4];
+        asm volatile("ld.shared.v4.b32 {%0, %1, %2, %3}, [%4];"
+                     : "=r"(w[0]), "=r"(w[1]), "=r"(w[2]), "=r"(w[3])
+                     : "r"(address)
+                     : "memory");
+        memcpy(&value, w, sizeof(T));
+    } else if (sizeof(T) == 8) {
+        u32 w[2];
+        asm volatile("ld.shared.v2.b32 {%0, %1}, [%2];"
+                     : "=r"(w[0]), "=r"(w[1])
+                     : "r"(address)
+                     : "memory");
+        memcpy(&value, w, sizeof(T));
+    } else if (sizeof(T) == 4) {
+        u32 w;
+        asm volatile("ld.shared.b32 %0, [%1];" : "=r"(w) : "r"(address) : "memory");
+        memcpy(&value, &w, sizeof(T));
+    } else if (sizeof(T) == 2) {
+        u16 w;
+        asm volatile("ld.shared.b16 %0, [%1];" : "=h"(w) : "r"(address) : "memory");
+        memcpy(&value, &w, sizeof(T));
+    } else {
+        u32 w; /* asm has no 8-bit operands */
+        asm volatile("ld.shared.u8 %0, [%1];" : "=r"(w) : "r"(address) : "memory");
+        unsigned char b = (unsigned char)w;
+        memcpy(&value, &b, sizeof(T));
+    }
+#endif
+    return value;
+}
+
+template <class T> __device__ __forceinline__ void st_shared(u32 address, T value MLA_AT)
+{
+    static_assert(sizeof(T) == 1 || sizeof(T) == 2 || sizeof(T) == 4 || sizeof(T) == 8 ||
+                      sizeof(T) == 16,
+                  "one access moves 1, 2, 4, 8 or 16 bytes");
+#ifdef MLA_MODEL
+    model_st_shared(address, &value, sizeof(T), at);
+#else
+    if (sizeof(T) == 16) {
+        u32 w[4];
+        memcpy(w, &value, sizeof(T));
+        asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};" ::"r"(address), "r"(w[0]),
+                     "r"(w[1]), "r"(w[2]), "r"(w[3])
+                     : "memory");
+    } else if (sizeof(T) == 8) {
+        u32 w[2];
+        memcpy(w, &value, sizeof(T));
+        asm volatile("st.shared.v2.b32 [%0], {%1, %2};" ::"r"(address), "r"(w[0]), "r"(w[1])
+                     : "memory");
+    } else if (sizeof(T) == 4) {
+        u32 w;
+        memcpy(&w, &value, sizeof(T));
+        asm volatile("st.shared.b32 [%0], %1;" ::"r"(address), "r"(w) : "memory");
+    } else if (sizeof(T) == 2) {
+        u16 w;
+        memcpy(&w, &value, sizeof(T));
+        asm volatile("st.shared.b16 [%0], %1;" ::"r"(address), "h"(w) : "memory");
+    } else {
+        unsigned char b;
+        memcpy(&b, &value, sizeof(T));
+        asm volatile("st.shared.u8 [%0], %1;" ::"r"(address), "r"((u32)b) : "memory");
+    }
+#endif
+}
+
+/* The same place in the block of the given rank, as a shared::cluster address. An own address holds
+ * the own rank in bits 24 and up, so it is a cluster address too. */
+__device__ __forceinline__ u32 mapa(u32 address, u32 rank MLA_AT)
+{
+#ifdef MLA_MODEL
+    return model_mapa(address, rank, at);
+#else
+    u32 r;
+    asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(r) : "r"(address), "r"(rank));
+    return r;
+#endif
+}
+
+/* Shared memory of any block of the cluster, 4, 8 or 16 bytes. */
+template <class T> __device__ __forceinline__ T ld_shared_cluster(u32 address MLA_AT)
+{
+    static_assert(sizeof(T) == 4 || sizeof(T) == 8 || sizeof(T) == 16, "4, 8 or 16 bytes");
+    T value;
+#ifdef MLA_MODEL
+    model_ld_shared_cluster(&value, address, sizeof(T), at);
+#else
+    u32 w[sizeof(T) / 4];
+    if (sizeof(T) == 16)
+        asm volatile("ld.shared::cluster.v4.b32 {%0, %1, %2, %3}, [%4];"
+                     : "=r"(w[0]), "=r"(w[1 % (sizeof(T) / 4)]), "=r"(w[2 % (sizeof(T) / 4)]),
+                       "=r"(w[3 % (sizeof(T) / 4)])
+                     : "r"(address)
+                     : "memory");
+    else if (sizeof(T) == 8)
+        asm volatile("ld.shared::cluster.v2.b32 {%0, %1}, [%2];"
+                     : "=r"(w[0]), "=r"(w[1 % (sizeof(T) / 4)])
+                     : "r"(address)
+                     : "memory");
+    else
+        asm volatile("ld.shared::cluster.b32 %0, [%1];" : "=r"(w[0]) : "r"(address) : "memory");
+    memcpy(&value, w, sizeof(T));
+#endif
+    return value;
+}
+
+template <class T> __device__ __forceinline__ void st_shared_cluster(u32 address, T value MLA_AT)
+{
+    static_assert(sizeof(T) == 4 || sizeof(T) == 8 || sizeof(T) == 16, "4, 8 or 16 bytes");
+#ifdef MLA_MODEL
+    model_st_shared_cluster(address, &value, sizeof(T), at);
+#else
+    u32 w[sizeof(T) / 4];
+    memcpy(w, &value, sizeof(T));
+    if (sizeof(T) == 16)
+        asm volatile("st.shared::cluster.v4.b32 [%0], {%1, %2, %3, %4};" ::"r"(address), "r"(w[0]),
+                     "r"(w[1 % (sizeof(T) / 4)]), "r"(w[2 % (sizeof(T) / 4)]),
+                     "r"(w[3 % (sizeof(T) / 4)])
+                     : "memory");
+    else if (sizeof(T) == 8)
+        asm volatile("st.shared::cluster.v2.b32 [%0], {%1, %2};" ::"r"(address), "r"(w[0]),
+                     "r"(w[1 % (sizeof(T) / 4)])
+                     : "memory");
+    else
+        asm volatile("st.shared::cluster.b32 [%0], %1;" ::"r"(address), "r"(w[0]) : "memory");
+#endif
+}
+
+/* This thread's earlier writes to shared memory become visible to TMA, wgmma and tcgen05, once a
+ * barrier has ordered them. */
+__device__ __forceinline__ void fence_proxy_async(MLA_AT0)
+{
+#ifdef MLA_MODEL
+    model_fence_proxy_async(at);
+#else
+    asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+#endif
+}
+
+#endif
