@@ -48,9 +48,8 @@
 #ifndef MLA_CUDA_ANY_MQA_CUH
 #define MLA_CUDA_ANY_MQA_CUH
 
-#include "../cache.cuh"
 #include "../ptx/barrier.cuh"
-#include "mqa.h"
+#include "mqa_work.cuh"
 
 static const int KEYS = MLA_MQA_KEYS;
 static const int THREADS = MLA_MQA_THREADS;
@@ -106,31 +105,6 @@ template <class S> struct place_of_warp {
     }
 };
 
-/* What every thread of a block knows about its tile. */
-struct work {
-    struct mla_mqa_request r;
-    int split;
-    int row0, rows; /* rows of the request (token · heads + head) */
-    int seq_len;
-    int end;              /* keys at or past it are invisible to the whole tile */
-    int count;            /* entries to walk: end, or the counted part of the list */
-    int token0, tokens;   /* query tokens of the tile, token0 within the request */
-    const int32_t *list;  /* or NULL */
-    const int32_t *pages; /* row of the page table, or NULL */
-};
-
-/* Exclusive end of what query token i of the request may see. */
-__device__ __forceinline__ int causal_end(const struct mla_mqa_args &a, const struct work &w, int i)
-{
-    return a.causal ? w.seq_len - w.r.query_len + i + 1 : w.seq_len;
-}
-
-/* The n lowest bits, for any n. */
-__device__ __forceinline__ uint32_t bits_below(int n)
-{
-    return n <= 0 ? 0 : n >= 32 ? 0xFFFFFFFFu : (1u << n) - 1;
-}
-
 template <int ROWS>
 __device__ __forceinline__ void find_work(const struct mla_mqa_args &a, int *found, struct work *w)
 {
@@ -141,37 +115,7 @@ __device__ __forceinline__ void find_work(const struct mla_mqa_args &a, int *fou
             *found = i;
     }
     __syncthreads();
-    w->r = a.requests[*found];
-    int local = blockIdx.x - w->r.first_block;
-    w->split = local % w->r.splits;
-    int t = local / w->r.splits;
-    if (a.topk) {
-        int tiles = (a.heads + ROWS - 1) / ROWS;
-        int head0 = t % tiles * ROWS;
-        w->row0 = t / tiles * a.heads + head0;
-        w->rows = min(ROWS, a.heads - head0);
-    } else {
-        /* Causality makes late tiles long: they start first. */
-        int tiles = (w->r.query_len * a.heads + ROWS - 1) / ROWS;
-        w->row0 = (tiles - 1 - t) * ROWS;
-        w->rows = min(ROWS, w->r.query_len * a.heads - w->row0);
-    }
-    w->token0 = w->row0 / a.heads;
-    w->tokens = (w->row0 + w->rows - 1) / a.heads - w->token0 + 1;
-    w->seq_len = w->r.seq_len_kv;
-    if (a.seq_lens_kv)
-        w->seq_len = max(0, min(w->seq_len, a.seq_lens_kv[w->r.index]));
-    w->end = max(0, min(w->seq_len, causal_end(a, *w, w->token0 + w->tokens - 1)));
-    w->count = w->end;
-    w->list = NULL;
-    if (a.topk) {
-        int64_t token = w->r.q_start + w->token0;
-        w->list = a.indices + token * a.indices_stride;
-        w->count = a.topk_lens ? max(0, min(a.topk, a.topk_lens[token])) : a.topk;
-    }
-    w->pages = NULL;
-    if (a.cache.page_size > 0)
-        w->pages = a.cache.page_table + w->r.index * a.cache.page_table_stride;
+    set_work<ROWS>(a, *found, w);
 }
 
 /* --------------------------------------------------------------- key stream */
@@ -207,18 +151,6 @@ __device__ __forceinline__ uint32_t row_bits(const struct mla_mqa_args &a, const
     if (a.mask)
         bits = a.mask[(int64_t)(w.r.q_start + token) * a.mask_stride + step];
     return bits & bits_below(causal_end(a, w, token) - step * KEYS);
-}
-
-/* Page id of a position, -1 where the tile cannot see it. */
-__device__ __forceinline__ int fetch_page(const struct mla_mqa_args &a, const struct work &w,
-                                          int pos)
-{
-    if (pos < 0 || pos >= w.end)
-        return -1;
-    if (!w.pages)
-        return 0;
-    int column = page_column(&a.cache, pos);
-    return column < a.cache.max_pages ? w.pages[column] : -1;
 }
 
 /* The same for rows that are not 16-byte aligned: rare, so small rather than fast. */
@@ -530,39 +462,6 @@ __device__ __forceinline__ void add_weighted(uint32_t smem, uint32_t k_smem,
 }
 
 /* ------------------------------------------------------------------ results */
-
-__device__ __forceinline__ void store_pair(int dtype, char *out, int64_t at, float x, float y)
-{
-    if (dtype == MLA_F32) {
-        ((float *)out)[at] = x;
-        ((float *)out)[at + 1] = y;
-        return;
-    }
-    uint32_t two = dtype == MLA_BF16 ? cvt_rn_bf16x2_f32(x, y) : cvt_rn_f16x2_f32(x, y);
-    uint16_t *to = (uint16_t *)out + at;
-    if ((uintptr_t)to % 4 == 0) {
-        *(uint32_t *)to = two;
-    } else {
-        to[0] = (uint16_t)two;
-        to[1] = (uint16_t)(two >> 16);
-    }
-}
-
-/* The denominator is 2^reference · sum, plus the sink: its logarithm in lse_log2, and the factor
- * that makes sums of weighted rows the output. */
-__device__ __forceinline__ float finish_row(float reference, float sum, bool has_sink, float sink,
-                                            float *lse_log2)
-{
-    float sink_log2 = has_sink ? sink * 1.44269504f : -INFINITY;
-    float top = fmaxf(reference, sink_log2);
-    *lse_log2 = top;
-    if (isinf(top)) /* no key and no sink, or a sink that takes everything */
-        return 0;
-    float weight = exp2f(reference - top);
-    float all = sum * weight + exp2f(sink_log2 - top);
-    *lse_log2 = top + log2f(all);
-    return weight / all;
-}
 
 /* lse and max_logits of this lane's row, or its partial values; the output's factor to shared. */
 template <class S>
