@@ -44,6 +44,7 @@ struct mla_kernel {
     const char *architecture;
     mla_proof proof;
     unsigned routes, forms, formats; /* MLA_BIT sets; formats of mla_cache_format */
+    const void *engine; /* rows that share the functions below: what tells them apart, or NULL */
     /* Can it take the job? If not, writes why as a clause ("heads_q 200, at most 128"). The bit
      * sets above, and the problem itself, have been checked before. */
     bool (*supports)(const struct mla_job *job, char *why, size_t bytes);

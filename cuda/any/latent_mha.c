@@ -6,7 +6,7 @@
  *            whose rows suit cuBLAS is used where it lies
  *   project  k[key, h, :dn] = w_uk[h] · c, v[key, h] = c · w_uv[h], rounded to the type of q
  *   spread   k[key, h, dn:] = rope of the key
- *   attend   mha_any's kernels; q_nope and q_pe are read where they lie
+ *   attend   by the engine of the row; q_nope and q_pe are read where they lie
  *
  * Workspace: heads of a group times keys, so it grows with the keys alone; the group shrinks to fit
  * the limit, down to one head of one request. */
@@ -14,7 +14,6 @@
 #include "cuda/device.h"
 #include "format.h"
 #include "latent.h"
-#include "mha.h"
 #include "mha_plan.h"
 #include "status.h"
 
@@ -61,7 +60,7 @@ static struct layout layout_of(const mla_problem *p, const struct group *g)
 
 /* ----------------------------------------------------------------- prepare */
 
-static bool supports(const struct mla_job *job, char *why, size_t bytes)
+bool mla_mha_latent_supports(const struct mla_job *job, char *why, size_t bytes)
 {
     const mla_problem *p = job->problem;
     bool packed = mla_cache_is_packed(p->cache_format);
@@ -166,7 +165,8 @@ static mla_status prepare_groups(struct mla_job *job, struct plan *plan,
         }
         if (words > INT32_MAX)
             return mla_fail(MLA_ERR_UNSUPPORTED,
-                            "mla_plan_create: mha_latent_any: %" PRId64 " keys, want fewer", keys);
+                            "mla_plan_create: %s: %" PRId64 " keys, want fewer", job->kernel->name,
+                            keys);
         struct mla_job sub = *job;
         sub.requests = plan->requests + g->first;
         sub.num_requests = g->count;
@@ -184,7 +184,7 @@ static mla_status prepare_groups(struct mla_job *job, struct plan *plan,
     return MLA_OK;
 }
 
-static void release(struct mla_job *job)
+void mla_mha_latent_release(struct mla_job *job)
 {
     struct plan *plan = job->data;
     job->data = NULL;
@@ -198,7 +198,7 @@ static void release(struct mla_job *job)
     mla_free(plan);
 }
 
-static mla_status prepare(struct mla_job *job)
+mla_status mla_mha_latent_prepare(struct mla_job *job)
 {
     struct plan *plan = mla_alloc(1, sizeof *plan);
     struct mla_latent_request *table = mla_alloc((size_t)job->num_requests, sizeof *table);
@@ -223,7 +223,7 @@ static mla_status prepare(struct mla_job *job)
         status = upload(job, plan, table);
     mla_free(table);
     if (status != MLA_OK)
-        release(job);
+        mla_mha_latent_release(job);
     return status;
 }
 
@@ -382,6 +382,7 @@ static mla_status run_group(const struct mla_job *job, const struct group *g, co
             break;
         part.first_head = head;
         part.heads = part.heads_kv = heads;
+        part.rows_kv = g->keys;
         part.q.data = (uint16_t *)o->q.data + head * o->q.stride[1];
         if (p->qk_rope_dim)
             part.q_rope.data = (uint16_t *)o->q_rope.data + head * o->q_rope.stride[1];
@@ -393,8 +394,8 @@ static mla_status run_group(const struct mla_job *job, const struct group *g, co
     return status;
 }
 
-static mla_status run(const struct mla_job *job, const mla_tensors *t, void *workspace,
-                      void *stream)
+mla_status mla_mha_latent_run(const struct mla_job *job, const mla_tensors *t, void *workspace,
+                              void *stream)
 {
     const mla_problem *p = job->problem;
     const struct plan *plan = job->data;
@@ -403,6 +404,7 @@ static mla_status run(const struct mla_job *job, const mla_tensors *t, void *wor
         .d_qk = mla_d_qk(p),
         .d_v = p->v_dim,
         .dtype = p->q_dtype,
+        .rows_q = mla_total_q(p),
         .q = strided(&t->q_nope, p->heads_q, p->qk_nope_dim),
         .q_rope = strided(&t->q_pe, p->heads_q, p->qk_rope_dim),
         .q_split = p->qk_nope_dim,
@@ -422,18 +424,3 @@ static mla_status run(const struct mla_job *job, const mla_tensors *t, void *wor
     mla_cuda_leave(job->context, before);
     return status;
 }
-
-const struct mla_kernel mla_mha_latent_any = {
-    .name = "mha_latent_any",
-    .backend = MLA_BACKEND_CUDA,
-    .architecture = "sm_80+",
-    .proof = MLA_PROOF_SILICON,
-    .routes = MLA_BIT(MLA_ROUTE_DENSE_MHA) | MLA_BIT(MLA_ROUTE_MASKED_MHA),
-    .forms = MLA_BIT(MLA_FORM_LATENT),
-    .formats = MLA_BIT(MLA_CACHE_BF16) | MLA_BIT(MLA_CACHE_F16) | MLA_BIT(MLA_CACHE_FP8_DS_MLA) |
-               MLA_BIT(MLA_CACHE_NVFP4_DS_MLA),
-    .supports = supports,
-    .prepare = prepare,
-    .release = release,
-    .run = run,
-};

@@ -1,24 +1,27 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Expanded-form attention on any GPU from sm_80: passes, masks, launches, and the kernel row of
- * expanded problems. */
+/* Expanded-form attention: passes, masks, launches, and what the kernel rows of expanded problems
+ * share; mha_any, the engine and rows of any GPU from sm_80. */
 #include "mha_plan.h"
 
 #include "cuda/device.h"
-#include "mha.h"
 #include "status.h"
 
 #include <inttypes.h>
 #include <math.h>
 #include <stdio.h>
+#include <stdlib.h>
 
 struct pass {
     int first, count; /* segments */
     int64_t rows, tiles;
+    int64_t first_tile; /* tiles of earlier passes */
 };
 
 struct mla_mha_plan {
+    const struct mla_mha_engine *engine;
     struct mla_mha_tile tile;
     struct mla_mha_segment *table; /* device */
+    struct mla_mha_place *order;   /* device, behind the table; NULL unless the engine wants it */
     struct pass *passes;
     int64_t num_passes;
     int64_t words; /* of a mask row; 0 = no mask */
@@ -28,9 +31,9 @@ struct mla_mha_plan {
 
 static const double ln2 = 0.69314718055994530942;
 
-static struct mla_mha_tile tile_for(mla_dtype dtype, int64_t d_qk, int64_t d_v)
+static const struct mla_mha_engine *engine_of(const struct mla_job *job)
 {
-    return dtype == MLA_BF16 ? mla_mha_tile_bf16(d_qk, d_v) : mla_mha_tile_f16(d_qk, d_v);
+    return job->kernel->engine;
 }
 
 bool mla_mha_supports(const struct mla_job *job, mla_dtype dtype, int64_t d_qk, int64_t d_v,
@@ -43,7 +46,9 @@ bool mla_mha_supports(const struct mla_job *job, mla_dtype dtype, int64_t d_qk, 
         snprintf(why, bytes, "out of f64, want bf16, f16 or f32");
     else if (d_qk % 8 || d_v % 8)
         snprintf(why, bytes, "widths %" PRId64 " and %" PRId64 ", want multiples of 8", d_qk, d_v);
-    else if (!tile_for(dtype, d_qk, d_v).function)
+    else if (!engine_of(job)->supports(job, dtype, d_qk, d_v, why, bytes))
+        return false;
+    else if (!engine_of(job)->tile(dtype, d_qk, d_v).function)
         snprintf(why, bytes, "widths %" PRId64 " and %" PRId64 ", want at most 256", d_qk, d_v);
     else {
         for (int64_t i = 0; i < job->num_requests; i++) {
@@ -91,7 +96,7 @@ static int64_t rows_of_a_pass(const struct mla_job *job, const struct mla_mha_pl
 static int64_t cut(const struct mla_job *job, struct mla_mha_plan *plan, int64_t heads,
                    struct mla_mha_segment *table)
 {
-    int64_t limit = rows_of_a_pass(job, plan), segments = 0, words = 0;
+    int64_t limit = rows_of_a_pass(job, plan), segments = 0, words = 0, tiles_before = 0;
     struct pass pass = {0};
     plan->num_passes = 0;
     for (int64_t i = 0; i < job->num_requests; i++) {
@@ -101,7 +106,7 @@ static int64_t cut(const struct mla_job *job, struct mla_mha_plan *plan, int64_t
                 if (table)
                     plan->passes[plan->num_passes] = pass;
                 plan->num_passes++;
-                pass = (struct pass){.first = (int)segments};
+                pass = (struct pass){.first = (int)segments, .first_tile = tiles_before};
             }
             rows = r->query_len - row0;
             rows = rows < limit - pass.rows ? rows : limit - pass.rows;
@@ -124,6 +129,7 @@ static int64_t cut(const struct mla_job *job, struct mla_mha_plan *plan, int64_t
             pass.count++;
             pass.rows += rows;
             pass.tiles += tiles;
+            tiles_before += tiles;
             plan->most_rows = pass.rows > plan->most_rows ? pass.rows : plan->most_rows;
             plan->most_tiles = pass.tiles > plan->most_tiles ? pass.tiles : plan->most_tiles;
             if (pass.tiles * heads > INT32_MAX)
@@ -139,11 +145,59 @@ static int64_t cut(const struct mla_job *job, struct mla_mha_plan *plan, int64_t
     return segments;
 }
 
+/* Keys that the last row of a tile may see. */
+struct length {
+    int64_t keys;
+    struct mla_mha_place at;
+};
+
+static int longest_first(const void *x, const void *y)
+{
+    const struct length *a = x, *b = y;
+    if (a->keys != b->keys)
+        return a->keys < b->keys ? 1 : -1;
+    if (a->at.segment != b->at.segment)
+        return a->at.segment < b->at.segment ? -1 : 1;
+    return a->at.tile < b->at.tile ? -1 : a->at.tile > b->at.tile;
+}
+
+/* Tiles of every pass, the longest first; of equal ones the first. */
+static mla_status order_tiles(const struct mla_job *job, const struct mla_mha_plan *plan,
+                              const struct mla_mha_segment *table, struct mla_mha_place *order)
+{
+    struct length *lengths = mla_alloc((size_t)plan->most_tiles, sizeof *lengths);
+    if (!lengths)
+        return mla_fail(MLA_ERR_MEMORY, "mla_plan_create: cannot allocate %" PRId64 " tiles",
+                        plan->most_tiles);
+    for (int64_t i = 0; i < plan->num_passes; i++) {
+        const struct pass *pass = &plan->passes[i];
+        int64_t n = 0;
+        for (int j = 0; j < pass->count; j++) {
+            const struct mla_mha_segment *s = &table[pass->first + j];
+            for (int32_t tile = 0; tile < s->tiles; tile++) {
+                int64_t last = (int64_t)(tile + 1) * plan->tile.rows;
+                last = s->row0 + (last < s->rows ? last : s->rows);
+                lengths[n++] =
+                    (struct length){job->problem->causal ? s->seq_len_kv - s->query_len + last
+                                                         : s->seq_len_kv,
+                                    {j, tile}};
+            }
+        }
+        qsort(lengths, (size_t)n, sizeof *lengths, longest_first);
+        for (int64_t j = 0; j < n; j++)
+            order[pass->first_tile + j] = lengths[j].at;
+    }
+    mla_free(lengths);
+    return MLA_OK;
+}
+
 static mla_status upload(const struct mla_job *job, struct mla_mha_plan *plan,
-                         const struct mla_mha_segment *table, int64_t segments)
+                         const struct mla_mha_segment *table, int64_t segments,
+                         const struct mla_mha_place *order, int64_t tiles)
 {
     int before;
     size_t bytes = (size_t)segments * sizeof *table;
+    size_t more = order ? (size_t)tiles * sizeof *order : 0;
     mla_status status = mla_cuda_enter(job->context, &before);
     if (status != MLA_OK || segments == 0)
         return status;
@@ -151,9 +205,13 @@ static mla_status upload(const struct mla_job *job, struct mla_mha_plan *plan,
         cudaFuncSetAttribute(plan->tile.function, cudaFuncAttributeMaxDynamicSharedMemorySize,
                              (int)plan->tile.shared_bytes);
     if (error == cudaSuccess)
-        error = cudaMalloc((void **)&plan->table, bytes);
+        error = cudaMalloc((void **)&plan->table, bytes + more);
     if (error == cudaSuccess)
         error = cudaMemcpy(plan->table, table, bytes, cudaMemcpyHostToDevice);
+    if (error == cudaSuccess && order) {
+        plan->order = (struct mla_mha_place *)(void *)(plan->table + segments);
+        error = cudaMemcpy(plan->order, order, more, cudaMemcpyHostToDevice);
+    }
     mla_cuda_leave(job->context, before);
     return error == cudaSuccess ? MLA_OK : mla_cuda_fail(__func__, "table of requests", error);
 }
@@ -162,19 +220,21 @@ mla_status mla_mha_prepare(struct mla_job *job, int64_t heads, int64_t d_qk, int
                            mla_dtype dtype, struct mla_mha_plan **out)
 {
     struct mla_mha_segment *table = NULL;
+    struct mla_mha_place *order = NULL;
     struct mla_mha_plan *plan = mla_alloc(1, sizeof *plan);
     *out = NULL;
     if (!plan)
         return mla_fail(MLA_ERR_MEMORY, "mla_plan_create: cannot allocate a plan");
-    plan->tile = tile_for(dtype, d_qk, d_v);
+    plan->engine = engine_of(job);
+    plan->tile = plan->engine->tile(dtype, d_qk, d_v);
     plan->from_lists = uses_lists(job);
     plan->words = plan->from_lists || job->problem->has_mask ? most_words(job->problem) : 0;
     int64_t segments = cut(job, plan, heads, NULL);
     mla_status status = MLA_OK;
     if (segments < 0)
         status =
-            mla_fail(MLA_ERR_UNSUPPORTED,
-                     "mla_plan_create: mha_any: more than 2^31 blocks of %d rows", plan->tile.rows);
+            mla_fail(MLA_ERR_UNSUPPORTED, "mla_plan_create: %s: more than 2^31 blocks of %d rows",
+                     job->kernel->name, plan->tile.rows);
     if (status == MLA_OK) {
         plan->passes = mla_alloc((size_t)plan->num_passes, sizeof *plan->passes);
         table = mla_alloc((size_t)segments, sizeof *table);
@@ -182,10 +242,21 @@ mla_status mla_mha_prepare(struct mla_job *job, int64_t heads, int64_t d_qk, int
             status = mla_fail(MLA_ERR_MEMORY,
                               "mla_plan_create: cannot allocate %" PRId64 " segments", segments);
     }
+    int64_t tiles = 0;
     if (status == MLA_OK) {
         cut(job, plan, heads, table);
-        status = upload(job, plan, table, segments);
+        for (int64_t i = 0; i < plan->num_passes; i++)
+            tiles += plan->passes[i].tiles;
+        if (plan->engine->ordered && tiles) {
+            order = mla_alloc((size_t)tiles, sizeof *order);
+            status = order ? order_tiles(job, plan, table, order)
+                           : mla_fail(MLA_ERR_MEMORY,
+                                      "mla_plan_create: cannot allocate %" PRId64 " tiles", tiles);
+        }
     }
+    if (status == MLA_OK)
+        status = upload(job, plan, table, segments, order, tiles);
+    mla_free(order);
     mla_free(table);
     if (status != MLA_OK) {
         mla_mha_release(plan);
@@ -327,6 +398,7 @@ mla_status mla_mha_launch(const struct mla_job *job, const struct mla_mha_plan *
         const struct pass *pass = &plan->passes[i];
         a.segments = plan->table + pass->first;
         a.num_segments = pass->count;
+        a.order = plan->order ? plan->order + pass->first_tile : NULL;
         a.tiles = (int32_t)pass->tiles;
         if (plan->words) {
             a.columns = columns;
@@ -339,10 +411,9 @@ mla_status mla_mha_launch(const struct mla_job *job, const struct mla_mha_plan *
                     return status;
             }
         }
-        void *args[] = {&a};
-        MLA_CUDA(
-            cudaLaunchKernel(plan->tile.function, (dim3){(unsigned)(pass->tiles * o->heads), 1, 1},
-                             (dim3){MLA_MHA_THREADS, 1, 1}, args, plan->tile.shared_bytes, stream));
+        mla_status status = plan->engine->launch(job, &plan->tile, &a, o, stream);
+        if (status != MLA_OK)
+            return status;
     }
     return MLA_OK;
 }
@@ -369,7 +440,7 @@ mla_status mla_mha_check_out(const mla_tensor *out)
 
 /* --------------------------------------------------------------------- row */
 
-static bool supports(const struct mla_job *job, char *why, size_t bytes)
+bool mla_mha_row_supports(const struct mla_job *job, char *why, size_t bytes)
 {
     const mla_problem *p = job->problem;
     if (p->kv_dtype != p->q_dtype) {
@@ -380,7 +451,7 @@ static bool supports(const struct mla_job *job, char *why, size_t bytes)
     return mla_mha_supports(job, p->q_dtype, mla_d_qk(p), p->v_dim, why, bytes);
 }
 
-static mla_status prepare(struct mla_job *job)
+mla_status mla_mha_row_prepare(struct mla_job *job)
 {
     const mla_problem *p = job->problem;
     struct mla_mha_plan *plan;
@@ -393,10 +464,18 @@ static mla_status prepare(struct mla_job *job)
     return MLA_OK;
 }
 
-static void release(struct mla_job *job)
+void mla_mha_row_release(struct mla_job *job)
 {
     mla_mha_release(job->data);
     job->data = NULL;
+}
+
+static int64_t total_keys(const mla_problem *p)
+{
+    int64_t total = 0;
+    for (int64_t b = 0; b < p->batch; b++)
+        total += p->seq_lens_kv[b];
+    return total;
 }
 
 static mla_tensor strided(const mla_tensor *t, int64_t heads, int64_t width)
@@ -405,8 +484,8 @@ static mla_tensor strided(const mla_tensor *t, int64_t heads, int64_t width)
     return (mla_tensor){t->data, {mla_stride0(t, heads * inner), inner}};
 }
 
-static mla_status run(const struct mla_job *job, const mla_tensors *t, void *workspace,
-                      void *stream)
+mla_status mla_mha_row_run(const struct mla_job *job, const mla_tensors *t, void *workspace,
+                           void *stream)
 {
     const mla_problem *p = job->problem;
     int before;
@@ -417,6 +496,8 @@ static mla_status run(const struct mla_job *job, const mla_tensors *t, void *wor
         .d_v = p->v_dim,
         .q_split = mla_d_qk(p),
         .dtype = p->q_dtype,
+        .rows_q = mla_total_q(p),
+        .rows_kv = total_keys(p),
         .q = strided(&t->q, p->heads_q, mla_d_qk(p)),
         .k = strided(&t->k, p->heads_kv, mla_d_qk(p)),
         .v = strided(&t->v, p->heads_kv, p->v_dim),
@@ -438,15 +519,51 @@ static mla_status run(const struct mla_job *job, const mla_tensors *t, void *wor
     return status;
 }
 
+/* ----------------------------------------------------------------- mha_any */
+
+static bool any_supports(const struct mla_job *job, mla_dtype dtype, int64_t d_qk, int64_t d_v,
+                         char *why, size_t bytes)
+{
+    (void)job, (void)dtype, (void)d_qk, (void)d_v, (void)why, (void)bytes;
+    return true;
+}
+
+static struct mla_mha_tile any_tile(mla_dtype dtype, int64_t d_qk, int64_t d_v)
+{
+    return dtype == MLA_BF16 ? mla_mha_tile_bf16(d_qk, d_v) : mla_mha_tile_f16(d_qk, d_v);
+}
+
+static mla_status any_launch(const struct mla_job *job, const struct mla_mha_tile *tile,
+                             const struct mla_mha_args *a, const struct mla_mha_operands *o,
+                             void *stream)
+{
+    struct mla_mha_args copy = *a;
+    void *args[] = {&copy};
+    (void)job, (void)o;
+    MLA_CUDA(cudaLaunchKernel(tile->function, (dim3){(unsigned)(a->tiles * a->heads), 1, 1},
+                              (dim3){(unsigned)tile->threads, 1, 1}, args, tile->shared_bytes,
+                              stream));
+    return MLA_OK;
+}
+
+static const struct mla_mha_engine any_engine = {
+    .supports = any_supports,
+    .tile = any_tile,
+    .launch = any_launch,
+};
+
 const struct mla_kernel mla_mha_any = {
     .name = "mha_any",
-    .backend = MLA_BACKEND_CUDA,
     .architecture = "sm_80+",
     .proof = MLA_PROOF_SILICON,
-    .routes = MLA_BIT(MLA_ROUTE_DENSE_MHA) | MLA_BIT(MLA_ROUTE_MASKED_MHA),
-    .forms = MLA_BIT(MLA_FORM_EXPANDED),
-    .supports = supports,
-    .prepare = prepare,
-    .release = release,
-    .run = run,
+    .engine = &any_engine,
+    MLA_MHA_EXPANDED_ROW,
+};
+
+const struct mla_kernel mla_mha_latent_any = {
+    .name = "mha_latent_any",
+    .architecture = "sm_80+",
+    .proof = MLA_PROOF_SILICON,
+    .engine = &any_engine,
+    MLA_MHA_LATENT_ROW,
 };

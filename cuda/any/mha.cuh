@@ -501,7 +501,7 @@ template <class T, int D_QK, int D_V, int MT> static struct mla_mha_tile tile_en
     static_assert(D_QK % 64 == 0 && D_V % 64 == 0, "rows of 128 bytes or a multiple");
     const size_t bytes = ((64 * MT + MLA_MHA_KEYS) * D_QK + MLA_MHA_KEYS * D_V) * 2 + 64 * MT * 8;
     static_assert(bytes <= 99 * 1024, "a block of any GPU from sm_80 has 99 KB");
-    return {(const void *)mha_kernel<T, D_QK, D_V, MT>, bytes, 64 * MT};
+    return {(const void *)mha_kernel<T, D_QK, D_V, MT>, bytes, 64 * MT, MLA_MHA_THREADS};
 }
 
 template <class T> static struct mla_mha_tile tile_for_widths(int64_t d_qk, int64_t d_v)
@@ -514,7 +514,7 @@ template <class T> static struct mla_mha_tile tile_for_widths(int64_t d_qk, int6
         return tile_entry<T, 192, 128, 2>();
     if (d_qk <= 256 && d_v <= 256)
         return tile_entry<T, 256, 256, 1>();
-    return {NULL, 0, 0};
+    return {NULL, 0, 0, 0};
 }
 
 #endif

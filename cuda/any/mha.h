@@ -24,8 +24,14 @@ struct mla_mha_segment {
     int64_t kv_start;   /* first row of k and v */
 };
 
+/* A query tile: of which segment of the pass, and which of its tiles. */
+struct mla_mha_place {
+    int32_t segment, tile;
+};
+
 struct mla_mha_args {
     const struct mla_mha_segment *segments; /* device; this pass's */
+    const struct mla_mha_place *order;      /* or NULL: its tiles, the longest first */
     int32_t num_segments, tiles;
     int32_t heads, heads_kv, d_qk, d_v;
     int32_t causal;
@@ -70,6 +76,7 @@ struct mla_mha_tile {
     const void *function;
     size_t shared_bytes;
     int32_t rows; /* query rows of a block */
+    int32_t threads;
 };
 /* The smallest tile that holds these widths; function NULL if none does. */
 struct mla_mha_tile mla_mha_tile_bf16(int64_t d_qk, int64_t d_v);

@@ -1,5 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Host side of expanded-form attention: what a kernel row, of expanded or latent problems, calls.
+ * An engine is what differs from one architecture's kernels to another's; segments, passes, masks
+ * and projections are the same for all. A row names its engine; each engine has two rows.
  *
  *   prepare: mla_mha_prepare cuts the requests into passes of query rows whose mask fits the budget
  *            and puts their table on the device; mla_mha_mask_bytes of the workspace hold the mask
@@ -9,6 +11,7 @@
 #define MLA_CUDA_ANY_MHA_PLAN_H
 
 #include "kernel.h"
+#include "mha.h"
 
 #ifdef __cplusplus
 extern "C" {
@@ -21,6 +24,7 @@ struct mla_mha_plan;
 struct mla_mha_operands {
     int64_t first_head, heads, heads_kv, d_qk, d_v;
     mla_dtype dtype;
+    int64_t rows_q, rows_kv; /* that exist, of all requests */
     mla_tensor q, k, v;
     mla_tensor q_rope; /* columns q_split … d_qk - 1 of q; not looked at where q_split = d_qk */
     int64_t q_split;
@@ -30,7 +34,50 @@ struct mla_mha_operands {
                               from a new word on; 0 hides the key */
 };
 
-/* Can the kernels take these widths and types? If not, why. */
+struct mla_mha_engine {
+    /* Beyond what mla_mha_supports has checked for all: the device, widths, layouts. If not, writes
+     * why as a clause. */
+    bool (*supports)(const struct mla_job *job, mla_dtype dtype, int64_t d_qk, int64_t d_v,
+                     char *why, size_t bytes);
+    /* The block that holds these widths; function NULL if none does. */
+    struct mla_mha_tile (*tile)(mla_dtype dtype, int64_t d_qk, int64_t d_v);
+    bool ordered; /* args.order is wanted */
+    /* Launches the attention of one pass. The context's device is current; args hold everything but
+     * what lies behind q, k and v, which operands describe. */
+    mla_status (*launch)(const struct mla_job *job, const struct mla_mha_tile *tile,
+                         const struct mla_mha_args *args, const struct mla_mha_operands *operands,
+                         void *stream);
+};
+
+/* The fields of a row beside name, architecture, proof and engine. */
+#define MLA_MHA_EXPANDED_ROW                                                                       \
+    .backend = MLA_BACKEND_CUDA,                                                                   \
+    .routes = MLA_BIT(MLA_ROUTE_DENSE_MHA) | MLA_BIT(MLA_ROUTE_MASKED_MHA),                        \
+    .forms = MLA_BIT(MLA_FORM_EXPANDED), .supports = mla_mha_row_supports,                         \
+    .prepare = mla_mha_row_prepare, .release = mla_mha_row_release, .run = mla_mha_row_run
+#define MLA_MHA_LATENT_ROW                                                                         \
+    .backend = MLA_BACKEND_CUDA,                                                                   \
+    .routes = MLA_BIT(MLA_ROUTE_DENSE_MHA) | MLA_BIT(MLA_ROUTE_MASKED_MHA),                        \
+    .forms = MLA_BIT(MLA_FORM_LATENT),                                                             \
+    .formats = MLA_BIT(MLA_CACHE_BF16) | MLA_BIT(MLA_CACHE_F16) | MLA_BIT(MLA_CACHE_FP8_DS_MLA) |  \
+               MLA_BIT(MLA_CACHE_NVFP4_DS_MLA),                                                    \
+    .supports = mla_mha_latent_supports, .prepare = mla_mha_latent_prepare,                        \
+    .release = mla_mha_latent_release, .run = mla_mha_latent_run
+
+/* mha.c */
+bool mla_mha_row_supports(const struct mla_job *job, char *why, size_t bytes);
+mla_status mla_mha_row_prepare(struct mla_job *job);
+void mla_mha_row_release(struct mla_job *job);
+mla_status mla_mha_row_run(const struct mla_job *job, const mla_tensors *tensors, void *workspace,
+                           void *stream);
+/* latent_mha.c */
+bool mla_mha_latent_supports(const struct mla_job *job, char *why, size_t bytes);
+mla_status mla_mha_latent_prepare(struct mla_job *job);
+void mla_mha_latent_release(struct mla_job *job);
+mla_status mla_mha_latent_run(const struct mla_job *job, const mla_tensors *tensors,
+                              void *workspace, void *stream);
+
+/* Can the engine of the job's row take these widths and types? If not, why. */
 bool mla_mha_supports(const struct mla_job *job, mla_dtype dtype, int64_t d_qk, int64_t d_v,
                       char *why, size_t bytes);
 /* heads: the most of one launch. Sets job->rows_per_pass. */
