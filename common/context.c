@@ -2,6 +2,7 @@
 /* Contexts, the list of backends, and the dispatch table as tools see it. */
 #include "backend.h"
 
+#include "crossover.h"
 #include "qualify.h"
 #include "status.h"
 #include "text.h"
@@ -61,6 +62,8 @@ mla_status mla_context_create(const mla_context_options *options, mla_context **
     }
     if (context->backend == MLA_BACKEND_CUDA)
         status = mla_qualified_find(context);
+    if (status == MLA_OK)
+        status = mla_crossovers_find(context);
     if (status != MLA_OK) {
         mla_context_destroy(context);
         return status;
@@ -77,6 +80,7 @@ void mla_context_destroy(mla_context *context)
     if (ops->close)
         ops->close(context);
     mla_free(context->qualified);
+    mla_crossovers_free(context->crossovers);
     mla_free(context);
 }
 

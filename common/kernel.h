@@ -57,6 +57,7 @@ struct mla_kernel {
                       void *stream);
 };
 
+struct mla_route_table;
 struct mla_context {
     mla_backend backend;
     int device;
@@ -65,7 +66,8 @@ struct mla_context {
     char about[192];
     char identity[160]; /* what a qualification holds for: device, architecture, driver */
     char *qualified;    /* "\nname\nname\n", or NULL; qualify.h */
-    void *data;         /* the backend's own */
+    struct mla_route_table *crossovers; /* measured route times, or NULL; crossover.h */
+    void *data;                         /* the backend's own */
 };
 
 struct mla_cache_layout; /* record.h */

@@ -120,25 +120,34 @@ static mla_route next_best(const struct mla_route_choice *choice, unsigned tried
     return best;
 }
 
-static mla_status decide_request(struct chooser *c, const struct mla_request *r, struct decision *d)
+static bool is_complete(const struct chooser *c, const struct mla_request *r)
 {
     const mla_problem *p = &c->plan->problem;
-    const mla_plan_options *o = c->options;
-    struct mla_route_choice choice;
-    bool complete = p->topk > 0 && ((o->complete && o->complete[r->index]) ||
-                                    (p->indices_complete && r->seq_len_kv <= p->topk));
-    mla_route_choose(p, r->query_len, r->seq_len_kv, complete, &mla_route_table_flop,
-                     o->workspace_limit_bytes, &choice);
-    *d = (struct decision){.route = choice.route,
-                           .reason = choice.reason,
-                           .rows_per_pass = choice.rows_per_pass,
+    return p->topk > 0 && ((c->options->complete && c->options->complete[r->index]) ||
+                           (p->indices_complete && r->seq_len_kv <= p->topk));
+}
+
+static mla_route forced_route(const mla_plan_options *o, const struct mla_request *r)
+{
+    return o->routes ? o->routes[r->index] : o->route;
+}
+
+/* A kernel for the chosen route, or for the next best one. */
+static mla_status decide_request(struct chooser *c, const struct mla_request *r,
+                                 const struct mla_route_choice *choice, struct decision *d)
+{
+    const mla_problem *p = &c->plan->problem;
+    mla_route forced = forced_route(c->options, r);
+    *d = (struct decision){.route = choice->route,
+                           .reason = choice->reason,
+                           .rows_per_pass = choice->rows_per_pass,
                            .job = -1};
-    if (o->route != MLA_ROUTE_AUTO) {
+    if (forced != MLA_ROUTE_AUTO) {
         const char *why;
-        if (!mla_route_admissible(p, o->route, complete, &why))
+        if (!mla_route_admissible(p, forced, is_complete(c, r), &why))
             return mla_fail(MLA_ERR_UNSUPPORTED, "mla_plan_create: route: got %s, but %s",
-                            mla_route_name(o->route), why);
-        d->route = o->route;
+                            mla_route_name(forced), why);
+        d->route = forced;
         d->reason = "asked for";
     }
     if (r->query_len == 0)
@@ -146,8 +155,8 @@ static mla_status decide_request(struct chooser *c, const struct mla_request *r,
     c->refusals[0] = '\0';
     d->kernel = kernel_for(c, d->route, r);
     unsigned tried = MLA_BIT(d->route);
-    while (!d->kernel && o->route == MLA_ROUTE_AUTO) {
-        mla_route route = next_best(&choice, tried);
+    while (!d->kernel && forced == MLA_ROUTE_AUTO) {
+        mla_route route = next_best(choice, tried);
         if (route == MLA_ROUTE_AUTO)
             break;
         tried |= MLA_BIT(route);
@@ -162,6 +171,34 @@ static mla_status decide_request(struct chooser *c, const struct mla_request *r,
                         mla_backend_name(c->ops->backend), r->index,
                         c->refusals[0] ? c->refusals : "none serves an admissible route");
     return MLA_OK;
+}
+
+/* Routes of all requests: each by its own cost, then together. */
+static mla_status decide(struct chooser *c, struct mla_request *requests,
+                         struct decision *decisions)
+{
+    const mla_problem *p = &c->plan->problem;
+    const struct mla_route_table *table =
+        c->plan->context->crossovers ? c->plan->context->crossovers : &mla_route_table_flop;
+    struct mla_route_choice *choices = mla_alloc((size_t)p->batch, sizeof *choices);
+    bool *skip = mla_alloc((size_t)p->batch, sizeof *skip);
+    mla_status status = MLA_OK;
+    if (!choices || !skip)
+        status = mla_fail(MLA_ERR_MEMORY, "mla_plan_create: cannot route %" PRId64 " requests",
+                          p->batch);
+    for (int64_t b = 0; status == MLA_OK && b < p->batch; b++) {
+        const struct mla_request *r = &requests[b];
+        mla_route_choose(p, r->query_len, r->seq_len_kv, is_complete(c, r), table,
+                         c->options->workspace_limit_bytes, &choices[b]);
+        skip[b] = r->query_len == 0 || forced_route(c->options, r) != MLA_ROUTE_AUTO;
+    }
+    if (status == MLA_OK && table->num_curves)
+        mla_route_settle(choices, skip, p->batch);
+    for (int64_t b = 0; status == MLA_OK && b < p->batch; b++)
+        status = decide_request(c, &requests[b], &choices[b], &decisions[b]);
+    mla_free(choices);
+    mla_free(skip);
+    return status;
 }
 
 static mla_status find_named(struct chooser *c)
@@ -185,8 +222,17 @@ static mla_status find_named(struct chooser *c)
 
 /* ---------------------------------------------------------------- creating */
 
-static mla_status check_options(const mla_plan_options *o)
+static mla_status check_options(const mla_plan_options *o, int64_t batch)
 {
+    for (int64_t b = 0; o->routes && b < batch; b++)
+        if ((unsigned)o->routes[b] >= MLA_ROUTES)
+            return mla_fail(MLA_ERR_ARGUMENT,
+                            "mla_plan_create: routes[%" PRId64 "]: got %d, want a mla_route", b,
+                            (int)o->routes[b]);
+    if (o->routes && o->route != MLA_ROUTE_AUTO)
+        return mla_fail(MLA_ERR_ARGUMENT,
+                        "mla_plan_create: route: got %s beside routes, want MLA_ROUTE_AUTO",
+                        mla_route_name(o->route));
     if ((unsigned)o->route >= MLA_ROUTES)
         return mla_fail(MLA_ERR_ARGUMENT, "mla_plan_create: route: got %d, want a mla_route",
                         (int)o->route);
@@ -295,8 +341,8 @@ static mla_status build(mla_plan *plan, const mla_problem *problem, const mla_pl
     mla_status status = find_named(&chooser);
     if (status == MLA_OK)
         status = copy_problem(plan, problem);
-    for (int64_t b = 0; status == MLA_OK && b < problem->batch; b++)
-        status = decide_request(&chooser, &plan->requests[b], &plan->decisions[b]);
+    if (status == MLA_OK)
+        status = decide(&chooser, plan->requests, plan->decisions);
     if (status == MLA_OK)
         status = group_requests(plan, options);
     return status == MLA_OK ? prepare_jobs(plan) : status;
@@ -314,7 +360,7 @@ mla_status mla_plan_create(const mla_context *context, const mla_problem *proble
     options = options ? options : &defaults;
     mla_status status = mla_problem_check(problem);
     if (status == MLA_OK)
-        status = check_options(options);
+        status = check_options(options, problem->batch);
     if (status != MLA_OK)
         return status;
     mla_plan *plan = mla_alloc(1, sizeof *plan);

@@ -7,12 +7,13 @@
  * MHA and sparse MQA meet where 320·s² = 2176·(topk·s - topk²/2): s = 12 813 at topk 2048. */
 #include "route.h"
 
+#include "crossover.h"
 #include "kernel.h"
 
 #include <math.h>
 
 static const struct mla_route_rate flop_rates[] = {{1, {1, 1, 1, 1, 1}}};
-const struct mla_route_table mla_route_table_flop = {"flop", 1, flop_rates};
+const struct mla_route_table mla_route_table_flop = {"flop", 1, flop_rates, 0, NULL};
 
 static bool is_mha(mla_route route)
 {
@@ -151,11 +152,86 @@ static mla_route decide(const mla_problem *p, int64_t seq_len_kv, bool lists_com
                : set(out, MLA_ROUTE_SPARSE_MQA, "beyond the crossover");
 }
 
+/* Measured times decide alone: of the admissible routes the fastest. */
+static bool decide_measured(const mla_problem *p, const struct mla_route_table *table,
+                            int64_t query_len, int64_t seq_len_kv, bool lists_complete,
+                            struct mla_route_choice *out)
+{
+    if (p->form != MLA_FORM_LATENT || table->num_curves == 0 || query_len <= 0)
+        return false;
+    for (int route = MLA_ROUTE_DENSE_MHA; route < MLA_ROUTES; route++) {
+        out->cost[route] = INFINITY;
+        if (mla_route_admissible(p, (mla_route)route, lists_complete, NULL) &&
+            !mla_curves_cost(table, p, (mla_route)route, query_len, seq_len_kv, &out->cost[route],
+                             &out->overhead[route]))
+            return false;
+    }
+    mla_route best = MLA_ROUTE_DENSE_MHA;
+    for (int route = MLA_ROUTE_DENSE_MHA; route < MLA_ROUTES; route++)
+        if (out->cost[route] < out->cost[best])
+            best = (mla_route)route;
+    out->measured = isfinite(out->cost[best]);
+    if (out->measured)
+        set(out, best, "fastest by measured times");
+    return out->measured;
+}
+
+void mla_route_settle(struct mla_route_choice *choices, const bool *skip, int64_t n)
+{
+    unsigned best_set = 0;
+    double least = INFINITY;
+    for (unsigned routes = 2; routes < MLA_BIT(MLA_ROUTES); routes += 2) { /* AUTO is bit 0 */
+        double total = 0, overhead[MLA_ROUTES] = {0};
+        for (int64_t i = 0; i < n; i++) {
+            if (skip[i] || !choices[i].measured)
+                continue;
+            mla_route best = MLA_ROUTE_AUTO;
+            for (int r = MLA_ROUTE_DENSE_MHA; r < MLA_ROUTES; r++)
+                if ((routes & MLA_BIT(r)) &&
+                    (best == MLA_ROUTE_AUTO || choices[i].cost[r] < choices[i].cost[best]))
+                    best = (mla_route)r;
+            total += choices[i].cost[best];
+            overhead[best] = choices[i].overhead[best];
+        }
+        for (int r = MLA_ROUTE_DENSE_MHA; r < MLA_ROUTES; r++)
+            total += overhead[r];
+        if (total < least) {
+            least = total;
+            best_set = routes;
+        }
+    }
+    for (int64_t i = 0; i < n && isfinite(least); i++) {
+        struct mla_route_choice *c = &choices[i];
+        mla_route best = c->route;
+        if (skip[i] || !c->measured)
+            continue;
+        for (int r = MLA_ROUTE_DENSE_MHA; r < MLA_ROUTES; r++)
+            if ((best_set & MLA_BIT(r)) &&
+                (!(best_set & MLA_BIT(best)) || c->cost[r] < c->cost[best]))
+                best = (mla_route)r;
+        if (best != c->route)
+            set(c, best, "fastest together with the batch, by measured times");
+    }
+}
+
+static void fit_mask(int64_t query_len, int64_t seq_len_kv, size_t budget,
+                     struct mla_route_choice *out)
+{
+    size_t row_bytes = (size_t)((seq_len_kv + 31) / 32 * 4);
+    budget = budget ? budget : MLA_DEFAULT_MASK_BYTES;
+    out->rows_per_pass = query_len > 0 ? query_len : 1;
+    if (row_bytes && (size_t)out->rows_per_pass > budget / row_bytes)
+        out->rows_per_pass = budget >= row_bytes ? (int64_t)(budget / row_bytes) : 1;
+}
+
 void mla_route_choose(const mla_problem *p, int64_t query_len, int64_t seq_len_kv,
                       bool lists_complete, const struct mla_route_table *table, size_t budget,
                       struct mla_route_choice *out)
 {
     *out = (struct mla_route_choice){0};
+    fit_mask(query_len, seq_len_kv, budget, out);
+    if (decide_measured(p, table, query_len, seq_len_kv, lists_complete, out))
+        return;
     for (int route = MLA_ROUTE_DENSE_MHA; route < MLA_ROUTES; route++)
         out->cost[route] = mla_route_admissible(p, (mla_route)route, lists_complete, NULL)
                                ? mla_route_flop(p, (mla_route)route, query_len, seq_len_kv) /
@@ -168,10 +244,4 @@ void mla_route_choose(const mla_problem *p, int64_t query_len, int64_t seq_len_k
     double mqa = mla_route_flop(p, MLA_ROUTE_DENSE_MQA, query_len, seq_len_kv) /
                  rate_of(table, MLA_ROUTE_DENSE_MQA, p->heads_q);
     decide(p, seq_len_kv, lists_complete, mha > 0 ? mqa / mha : 1, out);
-
-    size_t row_bytes = (size_t)((seq_len_kv + 31) / 32 * 4);
-    budget = budget ? budget : MLA_DEFAULT_MASK_BYTES;
-    out->rows_per_pass = query_len > 0 ? query_len : 1;
-    if (row_bytes && (size_t)out->rows_per_pass > budget / row_bytes)
-        out->rows_per_pass = budget >= row_bytes ? (int64_t)(budget / row_bytes) : 1;
 }

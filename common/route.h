@@ -15,10 +15,14 @@ struct mla_route_rate {
     double rate[MLA_ROUTES]; /* by mla_route; [MLA_ROUTE_AUTO] is unused */
 };
 
+struct mla_route_curve;
 struct mla_route_table {
     const char *name;
     int64_t num_rows;
     const struct mla_route_rate *rows;
+    /* Measured times; they go before rows wherever one has the problem's dims. crossover.h */
+    int64_t num_curves;
+    const struct mla_route_curve *curves;
 };
 
 /* Every route at the same rate, so that the fewest FLOP win. */
@@ -26,9 +30,11 @@ extern const struct mla_route_table mla_route_table_flop;
 
 struct mla_route_choice {
     mla_route route;
-    const char *reason;      /* static text */
-    double cost[MLA_ROUTES]; /* FLOP / rate; INFINITY where the route is not admissible */
-    int64_t rows_per_pass;   /* query rows whose mask fits the budget; at least 1 */
+    const char *reason;          /* static text */
+    double cost[MLA_ROUTES];     /* FLOP / rate; INFINITY where the route is not admissible */
+    bool measured;               /* costs are seconds, of a curve of the table */
+    double overhead[MLA_ROUTES]; /* measured: seconds that a batch pays once for the route */
+    int64_t rows_per_pass;       /* query rows whose mask fits the budget; at least 1 */
 };
 
 /* Bytes of mask that a masked-mha request may have in memory at once when the caller sets no
@@ -39,6 +45,11 @@ struct mla_route_choice {
 void mla_route_choose(const mla_problem *problem, int64_t query_len, int64_t seq_len_kv,
                       bool lists_complete, const struct mla_route_table *table, size_t budget,
                       struct mla_route_choice *out);
+
+/* Once all requests of a batch have chosen: where times are measured, the set of routes that makes
+ * the batch fastest, overheads included, and each request's best route of that set. choices: [n];
+ * those with skip[i] (no query rows, or forced) keep their route. */
+void mla_route_settle(struct mla_route_choice *choices, const bool *skip, int64_t n);
 
 /* May this route compute the problem at all? If not, why names the reason as a clause. */
 bool mla_route_admissible(const mla_problem *problem, mla_route route, bool lists_complete,

@@ -8,6 +8,10 @@
 
 #include <omp.h>
 #include <stdio.h>
+#include <string.h>
+#ifdef __x86_64__
+#include <cpuid.h>
+#endif
 
 #define ALL_FORMATS                                                                                \
     (MLA_BIT(MLA_CACHE_BF16) | MLA_BIT(MLA_CACHE_F16) | MLA_BIT(MLA_CACHE_F32) |                   \
@@ -113,11 +117,27 @@ static const struct mla_kernel *const kernels[] = {&rows[0], &rows[1], &rows[2],
 
 /* ------------------------------------------------------------------ context */
 
+/* Name of the processor, from cpuid. */
+static const char *processor(void)
+{
+#ifdef __x86_64__
+    static _Thread_local unsigned words[13];
+    for (unsigned leaf = 0; leaf < 3; leaf++)
+        if (!__get_cpuid(0x80000002u + leaf, &words[4 * leaf], &words[4 * leaf + 1],
+                         &words[4 * leaf + 2], &words[4 * leaf + 3]))
+            return "x86-64";
+    return (const char *)words + strspn((const char *)words, " ");
+#else
+    return "unknown processor";
+#endif
+}
+
 static mla_status open_cpu(const mla_context_options *options, mla_context *context)
 {
     context->threads = options->threads > 0 ? options->threads : omp_get_max_threads();
     snprintf(context->about, sizeof context->about, "cpu, %d thread%s, %s", context->threads,
              context->threads == 1 ? "" : "s", mla_blas_describe());
+    snprintf(context->identity, sizeof context->identity, "%.100s", processor());
     return MLA_OK;
 }
 

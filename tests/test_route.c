@@ -134,7 +134,7 @@ static void test_rates(void **state)
 {
     (void)state;
     static const struct mla_route_rate rows[] = {{16, {0, 1, 1, 1, 1}}, {64, {0, 1, 1, 3, 1}}};
-    static const struct mla_route_table table = {"test", 2, rows};
+    static const struct mla_route_table table = {"test", 2, rows, 0, NULL};
     struct mla_route_choice flat, choice;
     mla_problem p = v32();
     const double want[] = {1, 1, 2, 3, 3};

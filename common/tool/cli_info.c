@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* mla info, and the commands that have nothing to drive yet. */
+/* mla info: version, build, devices, kernels. */
 #include "command.h"
 
 #include "common/kernel.h"
@@ -144,35 +144,4 @@ const struct command mla_command_info = {
     "ran\n"
     "in the functional model; compiled = compiled only.",
     run_info,
-};
-
-/* ------------------------------------------------ commands without hardware */
-
-static int not_here(const struct command *command, const char *reason)
-{
-    fprintf(stderr, "mla %s: %s\n", command->name, reason);
-    return EXIT_NOT_HERE;
-}
-
-static int run_tune(const struct command *command, int argc, char **argv)
-{
-    const char *out = NULL, *json = NULL;
-    const struct option options[] = {
-        {"output", 'o', OPTION_TEXT, &out, "FILE", "the crossover table"},
-        {"json", 0, OPTION_TEXT, &json, "FILE", "the same as JSON; - = stdout"},
-        {0},
-    };
-    int exit_status;
-    if (!mla_options_read(command, options, argc, argv, NULL, &exit_status))
-        return exit_status;
-    if (!out && !json)
-        return mla_usage(command, "-o: got nothing, want the file to write");
-    return not_here(command,
-                    "no backend of this build has crossovers to measure: routes are chosen "
-                    "by the FLOP model, and only device kernels are tuned");
-}
-
-const struct command mla_command_tune = {
-    "tune", "-o FILE", "measures route crossovers on this device (not in this build)",
-    NULL,   run_tune,
 };

@@ -100,6 +100,9 @@ struct run_result {
 /* Sets out_dtype, wants_lse and wants_max_logits of the case's problem, plans and runs. */
 mla_status mla_run_plan(const struct compute *c, struct mla_case *k, bool max_logits,
                         struct run_result *out);
+/* The same with a route for each request. */
+mla_status mla_run_plan_routes(const struct compute *c, struct mla_case *k, const mla_route *routes,
+                               bool max_logits, struct run_result *out);
 mla_status mla_run_case(struct mla_case *k, struct run_result *out);
 /* Once more into the same outputs. */
 mla_status mla_run_again(const struct mla_case *k, struct run_result *r);

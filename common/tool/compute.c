@@ -116,6 +116,12 @@ int64_t mla_out_elements(const mla_problem *p)
 mla_status mla_run_plan(const struct compute *c, struct mla_case *k, bool max_logits,
                         struct run_result *out)
 {
+    return mla_run_plan_routes(c, k, NULL, max_logits, out);
+}
+
+mla_status mla_run_plan_routes(const struct compute *c, struct mla_case *k, const mla_route *routes,
+                               bool max_logits, struct run_result *out)
+{
     mla_problem *p = &k->problem;
     memset(out, 0, sizeof *out);
     p->out_dtype = c->precision_value == MLA_PRECISION_FP64 ? MLA_F64 : MLA_F32;
@@ -126,7 +132,8 @@ mla_status mla_run_plan(const struct compute *c, struct mla_case *k, bool max_lo
     out->context = c->context;
     out->out_dtype = p->out_dtype;
     out->lse_dtype = p->out_dtype == MLA_F64 ? MLA_F64 : MLA_F32;
-    mla_plan_options options = {.route = c->forced,
+    mla_plan_options options = {.route = routes ? MLA_ROUTE_AUTO : c->forced,
+                                .routes = routes,
                                 .kernel = c->kernel,
                                 .precision = c->precision_value,
                                 .complete = k->complete};

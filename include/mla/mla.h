@@ -137,6 +137,13 @@ typedef struct mla_context_options {
 MLA_API mla_status mla_context_create(const mla_context_options *options, mla_context **out);
 /* NULL is accepted. No plan of the context may be in use. */
 MLA_API void mla_context_destroy(mla_context *context);
+/* Measured route times for this context's device and this version of the library, as `mla tune`
+ * writes them; plans made afterwards route by them instead of by FLOP. MLA_CROSSOVERS in the
+ * environment names a file that every context of that backend loads when it is created.
+ * MLA_ERR_ARGUMENT (NULL, no such file, a damaged one, or one of another device or version),
+ * MLA_ERR_IO, MLA_ERR_MEMORY; what was loaded before then stays. No other thread may use the
+ * context meanwhile. */
+MLA_API mla_status mla_context_load_crossovers(mla_context *context, const char *path);
 /* One line about backend, device and threads, as snprintf: writes at most bytes, always terminated
  * if bytes > 0, returns the length needed without the terminator. */
 MLA_API size_t mla_context_describe(const mla_context *context, char *text, size_t bytes);
@@ -254,6 +261,8 @@ typedef struct mla_plan_options {
     size_t workspace_limit_bytes; /* 0 = the route's own default; requests are split over query rows
                                       to fit */
     const bool *complete;         /* host [B] or NULL: mla_tensors_check's answer, per request */
+    const mla_route *routes; /* host [B] or NULL: a route for each request, AUTO = choose; route
+                                      must be AUTO */
 } mla_plan_options;
 
 /* Per request, what a plan decided. */

@@ -1,0 +1,305 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Measured route times: files read back as written, damaged ones refused, costs without steps,
+ * routes of a batch chosen together, plans that follow the table. */
+#include "support.h"
+
+#include "common/crossover.h"
+#include "common/status.h"
+
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+static char path[] = "/tmp/mla_crossover_XXXXXX";
+
+static void write_text(const char *text)
+{
+    FILE *file = fopen(path, "wb");
+    assert_non_null(file);
+    assert_true(fputs(text, file) >= 0);
+    assert_int_equal(fclose(file), 0);
+}
+
+static mla_context *cpu(void)
+{
+    mla_context *c;
+    assert_ok(mla_context_create(NULL, &c));
+    return c;
+}
+
+/* Two curves with rates that differ by route, length and heads; some points left out. */
+static void sample(struct mla_route_curve *c, int64_t heads)
+{
+    static const int64_t queries[] = {1, 16, 256, 4096, 16384}, contexts[] = {0, 1024, 65536};
+    *c = (struct mla_route_curve){.heads_q = heads,
+                                  .kv_lora_rank = 512,
+                                  .qk_nope_dim = 128,
+                                  .qk_rope_dim = 64,
+                                  .v_dim = 128,
+                                  .topk = 2048,
+                                  .q_dtype = MLA_BF16,
+                                  .cache_format = MLA_CACHE_BF16,
+                                  .num_queries = 5,
+                                  .num_contexts = 3};
+    memcpy(c->queries, queries, sizeof queries);
+    memcpy(c->contexts, contexts, sizeof contexts);
+    for (int r = MLA_ROUTE_DENSE_MHA; r < MLA_ROUTES; r++) {
+        c->overhead[r] = 1e-5 * r;
+        for (int i = 0; i < 5; i++)
+            for (int j = 0; j < 3; j++)
+                if (!(i == 4 && j == 2))
+                    c->rate[r][i][j] = 1e12 * (1 + i) * (1 + 0.5 * j) * (r == 3 ? 1.7 : 1) *
+                                       (heads == 16 ? 0.5 : 1);
+    }
+}
+
+static char *sample_text(const mla_context *context)
+{
+    struct mla_route_curve curves[2];
+    sample(&curves[0], 16);
+    sample(&curves[1], 128);
+    char *text = mla_crossovers_text(context, curves, 2);
+    assert_non_null(text);
+    return text;
+}
+
+static void what_is_written_is_read(void **state)
+{
+    (void)state;
+    mla_context *context = cpu();
+    char *text = sample_text(context);
+    struct mla_route_table *table;
+    struct mla_route_curve want;
+    write_text(text);
+    assert_ok(mla_crossovers_read(context, path, &table));
+    assert_int_equal(table->num_curves, 2);
+    sample(&want, 128);
+    const struct mla_route_curve *got = &table->curves[1];
+    for (int r = MLA_ROUTE_DENSE_MHA; r < MLA_ROUTES; r++) {
+        assert_true(fabs(got->overhead[r] / want.overhead[r] - 1) < 1e-3);
+        for (int i = 0; i < 5; i++)
+            for (int j = 0; j < 3; j++) {
+                /* The point left out has the rate of a neighbour. */
+                double rate = i == 4 && j == 2 ? want.rate[r][3][2] : want.rate[r][i][j];
+                assert_true(fabs(got->rate[r][i][j] / rate - 1) < 1e-4);
+            }
+    }
+    mla_crossovers_free(table);
+    mla_free(text);
+    mla_context_destroy(context);
+}
+
+static void costs_have_no_steps(void **state)
+{
+    (void)state;
+    mla_context *context = cpu();
+    char *text = sample_text(context);
+    struct mla_route_table *table;
+    mla_problem p;
+    write_text(text);
+    assert_ok(mla_crossovers_read(context, path, &table));
+    mla_curve_problem(&table->curves[0], &p);
+    for (int r = MLA_ROUTE_DENSE_MHA; r < MLA_ROUTES; r++) {
+        /* At a grid point, the point's own time. */
+        double seconds, overhead, before = 0;
+        p.heads_q = 16;
+        assert_true(mla_curves_cost(table, &p, (mla_route)r, 256, 1280, &seconds, &overhead));
+        double want = mla_route_flop(&p, (mla_route)r, 256, 1280) / table->curves[0].rate[r][2][1];
+        assert_true(fabs(seconds / want - 1) < 1e-9);
+        assert_true(fabs(overhead - 1e-5 * r) < 1e-9);
+        /* Along query tokens, keys and heads: no jump of the rate from one number to the next. */
+        for (int64_t q = 64; q <= 40000; q++) {
+            mla_curves_cost(table, &p, (mla_route)r, q, q + 500, &seconds, &overhead);
+            double rate = mla_route_flop(&p, (mla_route)r, q, q + 500) / seconds;
+            assert_true(q == 64 || fabs(rate / before - 1) < 0.02);
+            before = rate;
+        }
+        for (int64_t n = 300; n <= 200000; n += 1 + n / 200) {
+            mla_curves_cost(table, &p, (mla_route)r, 256, n, &seconds, &overhead);
+            double rate = mla_route_flop(&p, (mla_route)r, 256, n) / seconds;
+            assert_true(n == 300 || fabs(rate / before - 1) < 0.02);
+            before = rate;
+        }
+        for (int64_t h = 1; h <= 200; h++) {
+            p.heads_q = h;
+            mla_curves_cost(table, &p, (mla_route)r, 256, 512, &seconds, &overhead);
+            double rate = mla_route_flop(&p, (mla_route)r, 256, 512) / seconds;
+            assert_true(h == 1 || fabs(rate / before - 1) < 0.05);
+            before = rate;
+        }
+    }
+    p.v_dim = 64; /* dims that nobody measured */
+    double seconds, overhead;
+    assert_false(mla_curves_cost(table, &p, MLA_ROUTE_DENSE_MHA, 1, 1, &seconds, &overhead));
+    mla_crossovers_free(table);
+    mla_free(text);
+    mla_context_destroy(context);
+}
+
+static void damaged_and_foreign_files_are_refused(void **state)
+{
+    (void)state;
+    mla_context *context = cpu();
+    char device[512], text[4096];
+    snprintf(device, sizeof device, "device cpu %s, libmla %s", context->identity, mla_version());
+    static const char curve[] =
+        "curve heads=16 rank=512 nope=128 rope=64 v=128 dtype=bf16 cache=bf16 topk=0\n";
+    static const struct {
+        const char *body, *sentence;
+    } cases[] = {
+        {"", "without a curve"},
+        {"queries 1\n", "begins with curve"},
+        {"curve heads=0 rank=1 nope=1 rope=1 v=1 dtype=bf16 cache=bf16 topk=0\n", "line 3"},
+        {"curve heads=1 rank=1 nope=1 rope=1 v=1 dtype=bf17 cache=bf16 topk=0\n", "dtype"},
+        {"Cqueries 1 1\n", "ascending"},
+        {"Cqueries 0\n", "ascending"},
+        {"Cqueries x\n", "ascending"},
+        {"Cqueries 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17\n", "ascending"},
+        {"Cqueries 99999999999\n", "ascending"},
+        {"Cqueries 1\ncontexts -1\n", "ascending"},
+        {"Cqueries 1\ncontexts 0\nus dense-mha 2 0 5\n", "numbers of the lines"},
+        {"Cqueries 1\ncontexts 0\nus dense-mha 1 0 0\n", "microseconds"},
+        {"Cqueries 1\ncontexts 0\nus dense-mha 1 0 nan\n", "microseconds"},
+        {"Cqueries 1\ncontexts 0\nus dense-mha 1 0 -3\n", "microseconds"},
+        {"Cqueries 1\ncontexts 0\nus auto 1 0 3\n", "ROUTE"},
+        {"Cqueries 1\ncontexts 0\nus dense-mha 1 0 3 4\n", "ROUTE"},
+        {"Cqueries 1\ncontexts 0\nus dense-mha 1 0 3\n", "no time of route dense-mqa"},
+        {"Chello\n", "ROUTE"},
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        bool has = cases[i].body[0] == 'C';
+        snprintf(text, sizeof text, "mla-crossovers 1\n%s\n%s%s", device, has ? curve : "",
+                 cases[i].body + has);
+        write_text(text);
+        assert_refused(mla_context_load_crossovers(context, path), MLA_ERR_ARGUMENT,
+                       cases[i].sentence);
+        assert_null(context->crossovers);
+    }
+    write_text("mla-crossovers 2\n");
+    assert_refused(mla_context_load_crossovers(context, path), MLA_ERR_ARGUMENT, "line 1");
+    write_text("mla-crossovers 1\ndevice cpu another, libmla 0.0.1\n");
+    assert_refused(mla_context_load_crossovers(context, path), MLA_ERR_ARGUMENT,
+                   "table of 'cpu another, libmla 0.0.1'");
+    /* By environment: another backend's file is not this one's business, a wrong one is. */
+    mla_context *other = NULL;
+    setenv("MLA_CROSSOVERS", path, 1);
+    assert_refused(mla_context_create(NULL, &other), MLA_ERR_ARGUMENT, "table of 'cpu another");
+    assert_null(other);
+    write_text("mla-crossovers 1\ndevice cuda B200, libmla 0.0.1\n");
+    assert_ok(mla_context_create(NULL, &other));
+    mla_context_destroy(other);
+    unsetenv("MLA_CROSSOVERS");
+    assert_refused(mla_context_load_crossovers(context, "/nonexistent"), MLA_ERR_ARGUMENT,
+                   "nonexistent");
+    assert_refused(mla_context_load_crossovers(context, NULL), MLA_ERR_ARGUMENT, "path");
+    assert_refused(mla_context_load_crossovers(NULL, path), MLA_ERR_ARGUMENT, "context");
+    mla_context_destroy(context);
+}
+
+static struct mla_route_choice choice(double masked, double sparse, double overhead)
+{
+    struct mla_route_choice c = {.measured = true, .reason = "fastest by measured times"};
+    for (int r = 0; r < MLA_ROUTES; r++)
+        c.cost[r] = INFINITY;
+    c.cost[MLA_ROUTE_MASKED_MHA] = masked;
+    c.cost[MLA_ROUTE_SPARSE_MQA] = sparse;
+    c.overhead[MLA_ROUTE_MASKED_MHA] = c.overhead[MLA_ROUTE_SPARSE_MQA] = overhead;
+    c.route = masked <= sparse ? MLA_ROUTE_MASKED_MHA : MLA_ROUTE_SPARSE_MQA;
+    return c;
+}
+
+static void a_batch_shares_overheads(void **state)
+{
+    (void)state;
+    const bool none[3] = {false, false, false};
+    /* One request that would be a little faster by itself on another route is not worth it … */
+    struct mla_route_choice c[3] = {choice(10, 20, 3), choice(10, 8, 3), choice(5, 9, 3)};
+    mla_route_settle(c, none, 3);
+    assert_int_equal(c[0].route, MLA_ROUTE_MASKED_MHA);
+    assert_int_equal(c[1].route, MLA_ROUTE_MASKED_MHA);
+    assert_int_equal(c[2].route, MLA_ROUTE_MASKED_MHA);
+    assert_string_equal(c[1].reason, "fastest together with the batch, by measured times");
+    /* … unless it gains more than the route's overhead. */
+    c[1] = choice(10, 6, 3);
+    mla_route_settle(c, none, 3);
+    assert_int_equal(c[1].route, MLA_ROUTE_SPARSE_MQA);
+    assert_int_equal(c[0].route, MLA_ROUTE_MASKED_MHA);
+    /* Forced requests keep theirs. */
+    const bool forced[3] = {false, true, false};
+    c[1] = choice(10, 9, 3);
+    mla_route_settle(c, forced, 3);
+    assert_int_equal(c[1].route, MLA_ROUTE_SPARSE_MQA);
+}
+
+static void plans_follow_the_table(void **state)
+{
+    (void)state;
+    mla_context *context = cpu();
+    struct mla_route_curve curve;
+    mla_request_info info;
+    mla_problem p;
+    mla_plan *plan;
+    const int32_t starts[] = {0, 4096, 4097}, keys[] = {4096, 4096};
+    const mla_route routes[] = {MLA_ROUTE_SPARSE_MQA, MLA_ROUTE_AUTO};
+    sample(&curve, 128);
+    assert_ok(mla_problem_init_model(&p, "deepseek-v3.2"));
+    p.batch = 2;
+    p.cu_seqlens_q = starts;
+    p.seq_lens_kv = keys;
+
+    /* By FLOP masked MHA wins at 4096; a table in which sparse MQA runs 100 times faster turns it. */
+    assert_ok(mla_plan_create(context, &p, NULL, &plan));
+    assert_ok(mla_plan_request(plan, 0, &info));
+    assert_int_equal(info.route, MLA_ROUTE_MASKED_MHA);
+    mla_plan_destroy(plan);
+    for (int i = 0; i < 5; i++)
+        for (int j = 0; j < 3; j++)
+            curve.rate[MLA_ROUTE_SPARSE_MQA][i][j] *= 100;
+    char *text = mla_crossovers_text(context, &curve, 1);
+    assert_non_null(text);
+    write_text(text);
+    mla_free(text);
+    assert_ok(mla_context_load_crossovers(context, path));
+    assert_ok(mla_plan_create(context, &p, NULL, &plan));
+    for (int b = 0; b < 2; b++) {
+        assert_ok(mla_plan_request(plan, b, &info));
+        assert_int_equal(info.route, MLA_ROUTE_SPARSE_MQA);
+        assert_string_equal(info.reason, "fastest by measured times");
+    }
+    mla_plan_destroy(plan);
+
+    /* A route for each request. */
+    mla_plan_options o = {.routes = routes};
+    mla_route wrong[] = {MLA_ROUTE_DENSE_MHA, MLA_ROUTE_AUTO};
+    assert_ok(mla_plan_create(context, &p, &o, &plan));
+    assert_ok(mla_plan_request(plan, 0, &info));
+    assert_string_equal(info.reason, "asked for");
+    mla_plan_destroy(plan);
+    o.routes = wrong;
+    assert_refused(mla_plan_create(context, &p, &o, &plan), MLA_ERR_UNSUPPORTED, "dense-mha");
+    wrong[0] = (mla_route)9;
+    assert_refused(mla_plan_create(context, &p, &o, &plan), MLA_ERR_ARGUMENT, "routes[0]");
+    o = (mla_plan_options){.routes = routes, .route = MLA_ROUTE_SPARSE_MQA};
+    assert_refused(mla_plan_create(context, &p, &o, &plan), MLA_ERR_ARGUMENT, "beside routes");
+    mla_context_destroy(context);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(what_is_written_is_read),
+        cmocka_unit_test(costs_have_no_steps),
+        cmocka_unit_test(damaged_and_foreign_files_are_refused),
+        cmocka_unit_test(a_batch_shares_overheads),
+        cmocka_unit_test(plans_follow_the_table),
+    };
+    int file = mkstemp(path);
+    if (file < 0)
+        return 1;
+    close(file);
+    int failed = cmocka_run_group_tests_name("crossover", tests, NULL, NULL);
+    remove(path);
+    return failed;
+}
