@@ -34,7 +34,7 @@ bool mla_cuda_runnable(const struct mla_kernel *kernel);
 
 /* Rows of the table. */
 extern const struct mla_kernel mla_mqa_any;        /* any/mqa.c */
-extern const struct mla_kernel mla_mqa_latent_any; /* any/latent_mqa.c */
+extern const struct mla_kernel mla_mqa_latent_any; /* any/mqa.c */
 extern const struct mla_kernel mla_mha_any;        /* any/mha.c */
 extern const struct mla_kernel mla_mha_latent_any; /* any/mha.c */
 

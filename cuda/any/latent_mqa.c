@@ -49,7 +49,7 @@ static struct layout layout_of(const mla_problem *p, const struct plan *plan)
 
 /* ----------------------------------------------------------------- prepare */
 
-static bool supports(const struct mla_job *job, char *why, size_t bytes)
+bool mla_mqa_latent_supports(const struct mla_job *job, char *why, size_t bytes)
 {
     const mla_problem *p = job->problem;
     if (p->qk_nope_dim < 1)
@@ -118,7 +118,7 @@ static int64_t cut(const struct mla_job *job, struct plan *plan, struct mla_requ
     return count;
 }
 
-static void release(struct mla_job *job)
+void mla_mqa_latent_release(struct mla_job *job)
 {
     struct plan *plan = job->data;
     job->data = NULL;
@@ -149,7 +149,7 @@ static mla_status prepare_passes(struct mla_job *job, struct plan *plan)
     return MLA_OK;
 }
 
-static mla_status prepare(struct mla_job *job)
+mla_status mla_mqa_latent_prepare(struct mla_job *job)
 {
     struct plan *plan = mla_alloc(1, sizeof *plan);
     int before;
@@ -175,7 +175,7 @@ static mla_status prepare(struct mla_job *job)
     if (status == MLA_OK)
         status = prepare_passes(job, plan);
     if (status != MLA_OK) {
-        release(job);
+        mla_mqa_latent_release(job);
         return status;
     }
     job->rows_per_pass = plan->rows;
@@ -315,8 +315,8 @@ static mla_status attend(const struct mla_job *job, const struct pass *pass, con
                           stream);
 }
 
-static mla_status run(const struct mla_job *job, const mla_tensors *t, void *workspace,
-                      void *stream)
+mla_status mla_mqa_latent_run(const struct mla_job *job, const mla_tensors *t, void *workspace,
+                              void *stream)
 {
     const struct plan *plan = job->data;
     int before;
@@ -334,18 +334,3 @@ static mla_status run(const struct mla_job *job, const mla_tensors *t, void *wor
     mla_cuda_leave(job->context, before);
     return status;
 }
-
-const struct mla_kernel mla_mqa_latent_any = {
-    .name = "mqa_latent_any",
-    .backend = MLA_BACKEND_CUDA,
-    .architecture = "sm_80+",
-    .proof = MLA_PROOF_SILICON,
-    .routes = MLA_BIT(MLA_ROUTE_SPARSE_MQA) | MLA_BIT(MLA_ROUTE_DENSE_MQA),
-    .forms = MLA_BIT(MLA_FORM_LATENT),
-    .formats = MLA_BIT(MLA_CACHE_BF16) | MLA_BIT(MLA_CACHE_F16) | MLA_BIT(MLA_CACHE_FP8_DS_MLA) |
-               MLA_BIT(MLA_CACHE_NVFP4_DS_MLA),
-    .supports = supports,
-    .prepare = prepare,
-    .release = release,
-    .run = run,
-};

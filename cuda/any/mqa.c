@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Absorbed-form attention on any GPU from sm_80, host side: which tile a request gets, how its keys
- * are split, the request table, and the launches. Device side: mqa.cuh, combine.cu. */
+/* Absorbed-form attention, host side: what all engines share (request table, launches, combine), and
+ * the engine and rows of any GPU from sm_80: which tile a request gets, how its keys are split.
+ * Device side: mqa.cuh, combine.cu. */
 #include "mqa.h"
 
 #include "../device.h"
@@ -15,43 +16,18 @@
 
 static const double ln2 = 0.69314718055994530942;
 
-enum {
-    TILES = 3,
-    /* A request with this many row tiles fills a GPU without splitting its keys. */
-    ENOUGH_TILES = 128,
-    MOST_SPLITS = 64
-};
-static const int tile_rows[TILES] = {16, 32, 64};
-
-/* Keys below which a split costs more than it gains: a partial row is written and read again, 4 KB,
- * against 1152 bytes a key that the whole tile shares. */
-static const int64_t least_keys[TILES] = {1024, 2048, 4096};
-
-struct launch {
-    int first, count; /* requests in the table */
-    int rows;
-    int64_t blocks, merged_rows;
-};
-
 struct mla_mqa_plan {
-    struct launch launches[TILES];
+    const struct mla_mqa_engine *engine;
+    struct mla_mqa_launch launches[MLA_MQA_TILES];
     int num_launches;
     int64_t part_rows, most_splits;
     struct mla_mqa_request *table; /* device */
     int device;
 };
 
-static struct mla_mqa_tile tile_for(const mla_problem *p, int rows)
+static const struct mla_mqa_engine *engine_of(const struct mla_job *job)
 {
-    int rope = (int)p->qk_rope_dim;
-    bool packed = mla_cache_is_packed(p->cache_format);
-    return p->q_dtype == MLA_BF16 ? mla_mqa_tile_bf16(rows, rope, packed)
-                                  : mla_mqa_tile_f16(rows, rope, packed);
-}
-
-static bool uses_lists(const struct mla_job *job)
-{
-    return job->problem->topk > 0 && !job->ignore_lists;
+    return job->kernel->engine;
 }
 
 /* ---------------------------------------------------------------- supports */
@@ -89,82 +65,48 @@ bool mla_mqa_supports(const struct mla_job *job, char *why, size_t bytes)
                 return false;
             }
         }
-        return true;
+        return engine_of(job)->supports(job, why, bytes);
     }
     return false;
 }
 
-static bool supports(const struct mla_job *job, char *why, size_t bytes)
-{
-    return mla_mqa_supports(job, why, bytes);
-}
-
 /* ----------------------------------------------------------------- prepare */
 
-static int tile_of(int64_t rows)
-{
-    return rows <= 16 ? 0 : rows <= 32 ? 1 : 2;
-}
-
-/* Key splits, from the request's own shape alone: the batch around it changes no bit of its
- * result. */
-static int64_t splits_of(const struct mla_job *job, int tile, int64_t row_tiles, int64_t keys)
-{
-    int64_t steps = (keys + MLA_MQA_KEYS - 1) / MLA_MQA_KEYS;
-    int64_t splits = job->wanted_splits;
-    if (splits == 0) {
-        int64_t room = ENOUGH_TILES / row_tiles, least = least_keys[tile];
-        if (uses_lists(job)) /* short, and half the latency is worth a few percent of throughput */
-            least = least_keys[0];
-        splits = keys / least;
-        splits = splits < room ? splits : room;
-        splits = splits < MOST_SPLITS ? splits : MOST_SPLITS;
-    }
-    splits = splits < steps ? splits : steps;
-    return splits < 1 ? 1 : splits;
-}
-
-/* Appends the requests of one tile size to the table. */
+/* Appends the requests of one tile to the table. */
 static mla_status add_launch(const struct mla_job *job, int tile, struct mla_mqa_plan *plan,
                              struct mla_mqa_request *table, int *used)
 {
     const mla_problem *p = job->problem;
-    int rows = tile_rows[tile];
-    struct launch l = {.first = *used, .rows = rows};
+    struct mla_mqa_launch l = {.first = *used, .tile = tile};
     for (int64_t i = 0; i < job->num_requests; i++) {
         const struct mla_request *r = &job->requests[i];
-        int64_t all = r->query_len * p->heads_q, keys = r->seq_len_kv;
-        int64_t tiles = (all + rows - 1) / rows;
-        if (uses_lists(job)) {
-            tiles = r->query_len * ((p->heads_q + rows - 1) / rows);
-            keys = p->topk;
-        }
-        if (tiles == 0 || tile_of(uses_lists(job) ? p->heads_q : all) != tile)
+        struct mla_mqa_cut cut = plan->engine->cut(job, r);
+        if (cut.tiles == 0 || cut.tile != tile)
             continue;
-        int64_t splits = splits_of(job, tile, tiles, keys);
+        int64_t all = r->query_len * p->heads_q;
         table[(*used)++] = (struct mla_mqa_request){
             .index = (int32_t)r->index,
             .q_start = (int32_t)r->q_start,
             .query_len = (int32_t)r->query_len,
             .kv_start = (int32_t)r->kv_start,
             .seq_len_kv = (int32_t)r->seq_len_kv,
-            .splits = (int32_t)splits,
+            .splits = (int32_t)cut.splits,
             .first_block = (int32_t)l.blocks,
             .first_row = (int32_t)l.merged_rows,
             .part_row = plan->part_rows,
         };
         l.count++;
-        l.blocks += tiles * splits;
-        if (splits > 1) {
+        l.blocks += cut.tiles * cut.splits;
+        if (cut.splits > 1) {
             l.merged_rows += all;
-            plan->part_rows += all * splits;
+            plan->part_rows += all * cut.splits;
         }
-        plan->most_splits = splits > plan->most_splits ? splits : plan->most_splits;
+        plan->most_splits = cut.splits > plan->most_splits ? cut.splits : plan->most_splits;
         if (l.blocks > INT32_MAX || l.merged_rows > INT32_MAX)
             return mla_fail(MLA_ERR_UNSUPPORTED,
-                            "mla_plan_create: mqa_any: %" PRId64 " blocks of %d rows, want fewer "
-                            "than 2^31",
-                            l.blocks, rows);
+                            "mla_plan_create: %s: %" PRId64 " blocks and %" PRId64
+                            " rows of split requests, want fewer than 2^31",
+                            plan->engine->name, l.blocks, l.merged_rows);
     }
     if (l.count)
         plan->launches[plan->num_launches++] = l;
@@ -181,7 +123,7 @@ static mla_status upload(const struct mla_job *job, struct mla_mqa_plan *plan,
     if (used == 0)
         return MLA_OK;
     for (int i = 0; i < plan->num_launches; i++) {
-        struct mla_mqa_tile tile = tile_for(p, plan->launches[i].rows);
+        struct mla_mqa_tile tile = plan->engine->tile(p, plan->launches[i].tile);
         MLA_CUDA(cudaFuncSetAttribute(tile.function, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                       (int)tile.shared_bytes));
     }
@@ -204,9 +146,10 @@ mla_status mla_mqa_prepare(const struct mla_job *job, struct mla_mqa_plan **out)
                         "mla_plan_create: cannot allocate a table of %" PRId64 " requests",
                         job->num_requests);
     }
+    plan->engine = engine_of(job);
     plan->most_splits = 1;
     plan->device = job->context->device;
-    for (int tile = 0; status == MLA_OK && tile < TILES; tile++)
+    for (int tile = 0; status == MLA_OK && tile < plan->engine->num_tiles; tile++)
         status = add_launch(job, tile, plan, table, &used);
     if (status == MLA_OK)
         status = mla_cuda_enter(job->context, &before);
@@ -325,7 +268,7 @@ static struct mla_mqa_args args_of(const struct mla_job *job, const struct mla_m
     size_t rows = (size_t)plan->part_rows;
     struct mla_mqa_args a = {
         .heads = (int32_t)p->heads_q,
-        .topk = uses_lists(job) ? (int32_t)p->topk : 0,
+        .topk = mla_mqa_uses_lists(job) ? (int32_t)p->topk : 0,
         .causal = p->causal,
         .q = q->data,
         .q_stride = {mla_stride0(q, p->heads_q * q_head) * item, q_head * item},
@@ -364,32 +307,55 @@ static struct mla_mqa_args args_of(const struct mla_job *job, const struct mla_m
     return a;
 }
 
+mla_status mla_mqa_launch_grid(const struct mla_mqa_tile *tile, void *argument, int64_t blocks,
+                               void *stream)
+{
+    const unsigned cluster = (unsigned)tile->cluster;
+    cudaLaunchAttribute attribute = {.id = cudaLaunchAttributeClusterDimension};
+    attribute.val.clusterDim.x = cluster;
+    attribute.val.clusterDim.y = 1;
+    attribute.val.clusterDim.z = 1;
+    const cudaLaunchConfig_t config = {
+        .gridDim = {(unsigned)blocks * cluster, 1, 1},
+        .blockDim = {(unsigned)tile->threads, 1, 1},
+        .dynamicSmemBytes = tile->shared_bytes,
+        .stream = stream,
+        .attrs = &attribute,
+        .numAttrs = cluster > 1,
+    };
+    void *args[] = {argument};
+    MLA_CUDA(cudaLaunchKernelExC(&config, tile->function, args));
+    return MLA_OK;
+}
+
 mla_status mla_mqa_launch(const struct mla_job *job, const struct mla_mqa_plan *plan,
                           const mla_tensors *t, const mla_tensor *q, const mla_tensor *out,
                           mla_dtype out_dtype, void *parts, void *stream)
 {
     struct mla_mqa_args a = args_of(job, plan, t, q, out, out_dtype, parts);
-    const dim3 threads = {MLA_MQA_THREADS, 1, 1};
-    for (int i = 0; i < plan->num_launches; i++) {
-        const struct launch *l = &plan->launches[i];
-        struct mla_mqa_tile tile = tile_for(job->problem, l->rows);
+    mla_status status = MLA_OK;
+    for (int i = 0; status == MLA_OK && i < plan->num_launches; i++) {
+        const struct mla_mqa_launch *l = &plan->launches[i];
+        struct mla_mqa_tile tile = plan->engine->tile(job->problem, l->tile);
         a.requests = plan->table + l->first;
         a.num_requests = l->count;
-        void *args[] = {&a, (void *)&l->merged_rows};
-        MLA_CUDA(cudaLaunchKernel(tile.function, (dim3){(unsigned)l->blocks, 1, 1}, threads, args,
-                                  tile.shared_bytes, stream));
-        if (l->merged_rows) {
+        if (plan->engine->launch)
+            status = plan->engine->launch(job, &tile, &a, l, stream);
+        else
+            status = mla_mqa_launch_grid(&tile, &a, l->blocks, stream);
+        if (status == MLA_OK && l->merged_rows) {
             int64_t warps = MLA_MQA_THREADS / 32, blocks = (l->merged_rows + warps - 1) / warps;
+            void *args[] = {&a, (void *)&l->merged_rows};
             MLA_CUDA(cudaLaunchKernel(mla_mqa_combine_function(), (dim3){(unsigned)blocks, 1, 1},
-                                      threads, args, 0, stream));
+                                      (dim3){MLA_MQA_THREADS, 1, 1}, args, 0, stream));
         }
     }
-    return MLA_OK;
+    return status;
 }
 
-/* --------------------------------------------------------------------- row */
+/* --------------------------------------------------------------------- rows */
 
-static mla_status prepare(struct mla_job *job)
+mla_status mla_mqa_row_prepare(struct mla_job *job)
 {
     struct mla_mqa_plan *plan;
     mla_status status = mla_mqa_prepare(job, &plan);
@@ -401,14 +367,14 @@ static mla_status prepare(struct mla_job *job)
     return MLA_OK;
 }
 
-static void release(struct mla_job *job)
+void mla_mqa_row_release(struct mla_job *job)
 {
     mla_mqa_release(job->data);
     job->data = NULL;
 }
 
-static mla_status run(const struct mla_job *job, const mla_tensors *tensors, void *workspace,
-                      void *stream)
+mla_status mla_mqa_row_run(const struct mla_job *job, const mla_tensors *tensors, void *workspace,
+                           void *stream)
 {
     int before;
     mla_status status = mla_cuda_enter(job->context, &before);
@@ -420,17 +386,97 @@ static mla_status run(const struct mla_job *job, const mla_tensors *tensors, voi
     return status;
 }
 
+/* ----------------------------------------------------------------- mqa_any */
+
+enum {
+    TILES = 3,
+    /* A request with this many row tiles fills a GPU without splitting its keys. */
+    ENOUGH_TILES = 128,
+    MOST_SPLITS = 64
+};
+static const int tile_rows[TILES] = {16, 32, 64};
+
+/* Keys below which a split costs more than it gains: a partial row is written and read again, 4 KB,
+ * against 1152 bytes a key that the whole tile shares. */
+static const int64_t least_keys[TILES] = {1024, 2048, 4096};
+
+static bool any_supports(const struct mla_job *job, char *why, size_t bytes)
+{
+    (void)job, (void)why, (void)bytes;
+    return true;
+}
+
+static int tile_of(int64_t rows)
+{
+    return rows <= 16 ? 0 : rows <= 32 ? 1 : 2;
+}
+
+/* Key splits, from the request's own shape alone: the batch around it changes no bit of its
+ * result. */
+static int64_t splits_of(const struct mla_job *job, int tile, int64_t row_tiles, int64_t keys)
+{
+    int64_t steps = (keys + MLA_MQA_KEYS - 1) / MLA_MQA_KEYS;
+    int64_t splits = job->wanted_splits;
+    if (splits == 0) {
+        int64_t room = ENOUGH_TILES / row_tiles, least = least_keys[tile];
+        if (mla_mqa_uses_lists(
+                job)) /* short, and half the latency is worth a few percent of throughput */
+            least = least_keys[0];
+        splits = keys / least;
+        splits = splits < room ? splits : room;
+        splits = splits < MOST_SPLITS ? splits : MOST_SPLITS;
+    }
+    splits = splits < steps ? splits : steps;
+    return splits < 1 ? 1 : splits;
+}
+
+static struct mla_mqa_cut any_cut(const struct mla_job *job, const struct mla_request *r)
+{
+    const mla_problem *p = job->problem;
+    bool lists = mla_mqa_uses_lists(job);
+    int64_t all = r->query_len * p->heads_q, keys = lists ? p->topk : r->seq_len_kv;
+    struct mla_mqa_cut cut = {.tile = tile_of(lists ? p->heads_q : all)};
+    int64_t rows = tile_rows[cut.tile];
+    cut.tiles = (all + rows - 1) / rows;
+    if (lists)
+        cut.tiles = r->query_len * ((p->heads_q + rows - 1) / rows);
+    if (cut.tiles)
+        cut.splits = splits_of(job, cut.tile, cut.tiles, keys);
+    return cut;
+}
+
+static struct mla_mqa_tile any_tile(const mla_problem *p, int tile)
+{
+    int rows = tile_rows[tile], rope = (int)p->qk_rope_dim;
+    bool packed = mla_cache_is_packed(p->cache_format);
+    return p->q_dtype == MLA_BF16 ? mla_mqa_tile_bf16(rows, rope, packed)
+                                  : mla_mqa_tile_f16(rows, rope, packed);
+}
+
+static const struct mla_mqa_engine any_engine = {
+    .name = "mqa_any",
+    .num_tiles = TILES,
+    .supports = any_supports,
+    .cut = any_cut,
+    .tile = any_tile,
+};
+
 const struct mla_kernel mla_mqa_any = {
     .name = "mqa_any",
-    .backend = MLA_BACKEND_CUDA,
     .architecture = "sm_80+",
     .proof = MLA_PROOF_SILICON,
-    .routes = MLA_BIT(MLA_ROUTE_SPARSE_MQA) | MLA_BIT(MLA_ROUTE_DENSE_MQA),
-    .forms = MLA_BIT(MLA_FORM_ABSORBED),
     .formats = MLA_BIT(MLA_CACHE_BF16) | MLA_BIT(MLA_CACHE_F16) | MLA_BIT(MLA_CACHE_FP8_DS_MLA) |
                MLA_BIT(MLA_CACHE_MODEL1) | MLA_BIT(MLA_CACHE_V41) | MLA_BIT(MLA_CACHE_NVFP4_DS_MLA),
-    .supports = supports,
-    .prepare = prepare,
-    .release = release,
-    .run = run,
+    .engine = &any_engine,
+    MLA_MQA_ABSORBED_ROW,
+};
+
+const struct mla_kernel mla_mqa_latent_any = {
+    .name = "mqa_latent_any",
+    .architecture = "sm_80+",
+    .proof = MLA_PROOF_SILICON,
+    .formats = MLA_BIT(MLA_CACHE_BF16) | MLA_BIT(MLA_CACHE_F16) | MLA_BIT(MLA_CACHE_FP8_DS_MLA) |
+               MLA_BIT(MLA_CACHE_NVFP4_DS_MLA),
+    .engine = &any_engine,
+    MLA_MQA_LATENT_ROW,
 };

@@ -644,7 +644,7 @@ __global__ void __launch_bounds__(MLA_MQA_THREADS, ROWS <= MOST_ROWS_OF_TWO_BLOC
 template <int ROWS, int ROPE, bool PACKED, class T> static struct mla_mqa_tile tile_entry()
 {
     struct mla_mqa_tile t = {(const void *)mqa_kernel<ROWS, ROPE, PACKED, T>,
-                             tile<ROWS, ROPE, PACKED>::shared_bytes};
+                             tile<ROWS, ROPE, PACKED>::shared_bytes, MLA_MQA_THREADS, 1};
     return t;
 }
 

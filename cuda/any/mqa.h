@@ -35,7 +35,7 @@ struct mla_mqa_cache {
 struct mla_mqa_request {
     int32_t index, q_start, query_len, kv_start, seq_len_kv;
     int32_t splits;
-    int32_t first_block; /* blocks of earlier requests of this launch */
+    int32_t first_block; /* blocks (clusters) of earlier requests of this launch */
     int32_t first_row;   /* merged rows of earlier requests of this launch */
     int64_t part_row;    /* first row of this request's partial results */
 };
@@ -67,10 +67,12 @@ struct mla_mqa_args {
     float *part_out, *part_lse, *part_max;
 };
 
-/* The kernel that computes tiles of some query rows, and its dynamic shared memory; 0 = none. */
+/* The kernel that computes tiles of some query rows, and how a block of it is launched. */
 struct mla_mqa_tile {
-    const void *function;
-    size_t shared_bytes;
+    const void *function; /* NULL = none */
+    size_t shared_bytes;  /* dynamic */
+    int threads;
+    int cluster; /* blocks that compute a tile together, 1 or 2 */
 };
 /* rows 16, 32 or 64; rope_dim 0 or 64; q_dtype bf16 or f16. */
 struct mla_mqa_tile mla_mqa_tile_bf16(int rows, int rope_dim, bool packed);

@@ -1,8 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Host side of absorbed-form attention: what a kernel row, of absorbed or latent problems, calls.
+ * An engine is what differs from one architecture's kernels to another's; request tables, splits,
+ * combine and projections are the same for all. A row names its engine; each engine has two rows.
  *
- *   prepare: mla_mqa_prepare chooses tiles and key splits and puts the request table on the device;
- *            mla_mqa_part_bytes of the workspace hold partial results
+ *   prepare: mla_mqa_prepare cuts the requests into tiles and key splits as the engine says and puts
+ *            the request table on the device; mla_mqa_part_bytes of the workspace hold partial
+ *            results
  *   run:     mla_mqa_launch, with q and out wherever they lie (a latent row passes its absorbed q
  *            and latent output); launches only
  *   release: mla_mqa_release */
@@ -10,6 +13,7 @@
 #define MLA_CUDA_ANY_MQA_PLAN_H
 
 #include "kernel.h"
+#include "mqa.h"
 
 #ifdef __cplusplus
 extern "C" {
@@ -17,7 +21,74 @@ extern "C" {
 
 struct mla_mqa_plan;
 
-/* Can the kernels take the job's dims, types and cache? If not, why. Form is not looked at. */
+enum { MLA_MQA_TILES = 4 };
+
+/* A request as an engine cuts it: row tiles times key splits, each a block (or cluster). */
+struct mla_mqa_cut {
+    int tile;      /* which of the engine's tiles */
+    int64_t tiles; /* 0 = nothing to compute */
+    int64_t splits;
+};
+
+/* Requests of one tile, which are launched together. */
+struct mla_mqa_launch {
+    int first, count; /* requests in the table */
+    int tile;
+    int64_t blocks; /* tiles times splits: blocks, or clusters where the tile has them */
+    int64_t merged_rows;
+};
+
+struct mla_mqa_engine {
+    const char *name; /* for sentences */
+    int num_tiles;    /* at most MLA_MQA_TILES */
+    /* Beyond what mla_mqa_supports has checked for all: the device, the cache, lists. If not, writes
+     * why as a clause. */
+    bool (*supports)(const struct mla_job *job, char *why, size_t bytes);
+    struct mla_mqa_cut (*cut)(const struct mla_job *job, const struct mla_request *request);
+    struct mla_mqa_tile (*tile)(const mla_problem *problem, int tile);
+    /* Launches one tile's requests: args holds everything, the requests too. NULL: a grid of
+     * `blocks` clusters whose kernel takes args alone. The context's device is current. */
+    mla_status (*launch)(const struct mla_job *job, const struct mla_mqa_tile *tile,
+                         const struct mla_mqa_args *args, const struct mla_mqa_launch *launch,
+                         void *stream);
+};
+
+/* The fields of a row beside name, architecture, proof, formats and engine. */
+#define MLA_MQA_ABSORBED_ROW                                                                       \
+    .backend = MLA_BACKEND_CUDA,                                                                   \
+    .routes = MLA_BIT(MLA_ROUTE_SPARSE_MQA) | MLA_BIT(MLA_ROUTE_DENSE_MQA),                        \
+    .forms = MLA_BIT(MLA_FORM_ABSORBED), .supports = mla_mqa_supports,                             \
+    .prepare = mla_mqa_row_prepare, .release = mla_mqa_row_release, .run = mla_mqa_row_run
+#define MLA_MQA_LATENT_ROW                                                                         \
+    .backend = MLA_BACKEND_CUDA,                                                                   \
+    .routes = MLA_BIT(MLA_ROUTE_SPARSE_MQA) | MLA_BIT(MLA_ROUTE_DENSE_MQA),                        \
+    .forms = MLA_BIT(MLA_FORM_LATENT), .supports = mla_mqa_latent_supports,                        \
+    .prepare = mla_mqa_latent_prepare, .release = mla_mqa_latent_release,                          \
+    .run = mla_mqa_latent_run
+
+/* mqa.c */
+mla_status mla_mqa_row_prepare(struct mla_job *job);
+void mla_mqa_row_release(struct mla_job *job);
+mla_status mla_mqa_row_run(const struct mla_job *job, const mla_tensors *tensors, void *workspace,
+                           void *stream);
+/* latent_mqa.c */
+bool mla_mqa_latent_supports(const struct mla_job *job, char *why, size_t bytes);
+mla_status mla_mqa_latent_prepare(struct mla_job *job);
+void mla_mqa_latent_release(struct mla_job *job);
+mla_status mla_mqa_latent_run(const struct mla_job *job, const mla_tensors *tensors,
+                              void *workspace, void *stream);
+
+/* For engines. Are keys those of the lists? */
+static inline bool mla_mqa_uses_lists(const struct mla_job *job)
+{
+    return job->problem->topk > 0 && !job->ignore_lists;
+}
+/* A grid of launch->blocks clusters of the tile. argument: the kernel's one parameter. */
+mla_status mla_mqa_launch_grid(const struct mla_mqa_tile *tile, void *argument, int64_t blocks,
+                               void *stream);
+
+/* Can the engine of the job's row take the job's dims, types and cache? If not, why. Form is not
+ * looked at. */
 bool mla_mqa_supports(const struct mla_job *job, char *why, size_t bytes);
 mla_status mla_mqa_prepare(const struct mla_job *job, struct mla_mqa_plan **out);
 void mla_mqa_release(struct mla_mqa_plan *plan);
