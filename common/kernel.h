@@ -43,6 +43,7 @@ struct mla_kernel {
     mla_backend backend;
     const char *architecture;
     mla_proof proof;
+    bool last_resort;                /* slow: chosen only where no other row serves any route */
     unsigned routes, forms, formats; /* MLA_BIT sets; formats of mla_cache_format */
     const void *engine; /* rows that share the functions below: what tells them apart, or NULL */
     /* Can it take the job? If not, writes why as a clause ("heads_q 200, at most 128"). The bit

@@ -98,13 +98,15 @@ static bool accepts(struct chooser *c, const struct mla_kernel *kernel, mla_rout
     return false;
 }
 
-static const struct mla_kernel *kernel_for(struct chooser *c, mla_route route,
+/* last_resort: which rows to look at, if none is named. */
+static const struct mla_kernel *kernel_for(struct chooser *c, mla_route route, bool last_resort,
                                            const struct mla_request *request)
 {
     if (c->named)
         return accepts(c, c->named, route, request) ? c->named : NULL;
     for (int k = 0; c->ops->kernels[k]; k++)
-        if (accepts(c, c->ops->kernels[k], route, request))
+        if (c->ops->kernels[k]->last_resort == last_resort &&
+            accepts(c, c->ops->kernels[k], route, request))
             return c->ops->kernels[k];
     return NULL;
 }
@@ -132,6 +134,25 @@ static mla_route forced_route(const mla_plan_options *o, const struct mla_reques
     return o->routes ? o->routes[r->index] : o->route;
 }
 
+/* The preferred route's kernel, or (any_route) another's, or at last a row that takes anything. */
+static void find_kernel(struct chooser *c, const struct mla_route_choice *choice, bool any_route,
+                        const struct mla_request *r, struct decision *d)
+{
+    mla_route wanted = d->route;
+    for (int last = 0; !d->kernel && last < (c->named ? 1 : 2); last++) {
+        unsigned tried = 0;
+        for (mla_route route = wanted; !d->kernel && route != MLA_ROUTE_AUTO;) {
+            d->kernel = kernel_for(c, route, last, r);
+            d->route = route;
+            tried |= MLA_BIT(route);
+            route = any_route ? next_best(choice, tried) : MLA_ROUTE_AUTO;
+        }
+    }
+    if (d->route != wanted)
+        d->reason = c->named ? "the kernel that was named serves it"
+                             : "no kernel takes the preferred route";
+}
+
 /* A kernel for the chosen route, or for the next best one. */
 static mla_status decide_request(struct chooser *c, const struct mla_request *r,
                                  const struct mla_route_choice *choice, struct decision *d)
@@ -153,18 +174,7 @@ static mla_status decide_request(struct chooser *c, const struct mla_request *r,
     if (r->query_len == 0)
         return MLA_OK;
     c->refusals[0] = '\0';
-    d->kernel = kernel_for(c, d->route, r);
-    unsigned tried = MLA_BIT(d->route);
-    while (!d->kernel && forced == MLA_ROUTE_AUTO) {
-        mla_route route = next_best(choice, tried);
-        if (route == MLA_ROUTE_AUTO)
-            break;
-        tried |= MLA_BIT(route);
-        d->kernel = kernel_for(c, route, r);
-        d->route = route;
-        d->reason = c->named ? "the kernel that was named serves it"
-                             : "no kernel takes the preferred route";
-    }
+    find_kernel(c, choice, forced == MLA_ROUTE_AUTO, r, d);
     if (!d->kernel)
         return mla_fail(MLA_ERR_UNSUPPORTED,
                         "mla_plan_create: no kernel of backend %s takes request %" PRId64 ": %s",

@@ -37,6 +37,8 @@ extern const struct mla_kernel mla_mqa_any;        /* any/mqa.c */
 extern const struct mla_kernel mla_mqa_latent_any; /* any/mqa.c */
 extern const struct mla_kernel mla_mha_any;        /* any/mha.c */
 extern const struct mla_kernel mla_mha_latent_any; /* any/mha.c */
+extern const struct mla_kernel mla_mqa_generic;    /* any/generic.c: any shape */
+extern const struct mla_kernel mla_mha_generic;    /* any/generic.c */
 
 #ifdef __cplusplus
 }

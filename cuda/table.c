@@ -3,8 +3,9 @@
 #include "any/index.h"
 #include "device.h"
 
-static const struct mla_kernel *const kernels[] = {&mla_mqa_any, &mla_mqa_latent_any, &mla_mha_any,
-                                                   &mla_mha_latent_any, NULL};
+static const struct mla_kernel *const kernels[] = {
+    &mla_mqa_any,     &mla_mqa_latent_any, &mla_mha_any, &mla_mha_latent_any,
+    &mla_mqa_generic, &mla_mha_generic,    NULL};
 
 const struct mla_backend_ops mla_cuda_backend = {
     .backend = MLA_BACKEND_CUDA,

@@ -35,9 +35,13 @@ static bool projects(const struct mla_job *job)
 
 static bool supports(const struct mla_job *job, char *why, size_t bytes)
 {
-    if (job->problem->out_dtype != MLA_F64)
+    const mla_problem *p = job->problem;
+    if (p->out_dtype == MLA_F64)
+        snprintf(why, bytes, "out of f64, want bf16, f16 or f32");
+    else if (p->heads_q > INT32_MAX)
+        snprintf(why, bytes, "heads_q %" PRId64 ", want less than 2^31", p->heads_q);
+    else
         return true;
-    snprintf(why, bytes, "out of f64, want bf16, f16 or f32");
     return false;
 }
 
@@ -224,7 +228,7 @@ static struct mla_generic_args args_of(const struct mla_job *job, const mla_tens
     a.requests = plan->table;
     a.num_requests = job->num_requests;
     a.rows = plan->rows;
-    a.heads = p->heads_q;
+    a.heads = (int32_t)p->heads_q;
     a.group = 1;
     a.cache = cache_of(p, t);
     a.causal = p->causal;
@@ -262,7 +266,7 @@ static struct mla_generic_args args_of(const struct mla_job *job, const mla_tens
         a.q = rows_of(&t->q, p->q_dtype, p->heads_q, a.d_qk);
         a.k = rows_of(&t->k, p->kv_dtype, p->heads_kv, a.d_qk);
         a.v = rows_of(&t->v, p->kv_dtype, p->heads_kv, a.d_v);
-        a.group = p->heads_q / p->heads_kv;
+        a.group = (int32_t)(p->heads_q / p->heads_kv);
     } else if (p->form == MLA_FORM_ABSORBED) {
         a.q = rows_of(&t->q, p->q_dtype, p->heads_q, a.d_qk);
     } else {
@@ -291,7 +295,8 @@ static mla_status run_projected(const struct mla_job *job, const struct mla_gene
 {
     const mla_problem *p = job->problem;
     const struct plan *plan = job->data;
-    float *k = (float *)(void *)(workspace + aligned((size_t)(plan->blocks * plan->slab_floats) * 4));
+    float *k =
+        (float *)(void *)(workspace + aligned((size_t)(plan->blocks * plan->slab_floats) * 4));
     float *v = (float *)(void *)((char *)k + k_bytes(p, plan));
     mla_status status = MLA_OK;
     for (int64_t i = 0, row = 0; i < job->num_requests; row += job->requests[i++].query_len) {
@@ -302,11 +307,12 @@ static mla_status run_projected(const struct mla_job *job, const struct mla_gene
             a.num_requests = 1;
             a.first_row = row;
             a.rows = r->query_len;
-            a.first_head = head;
-            a.heads = p->heads_q - head < plan->heads ? p->heads_q - head : plan->heads;
+            a.first_head = (int32_t)head;
+            a.heads = (int32_t)(p->heads_q - head < plan->heads ? p->heads_q - head : plan->heads);
             a.k_out = k;
             a.v_out = v;
-            status = launch(mla_generic_project_function(), &a, r->seq_len_kv, plan->blocks, stream);
+            status =
+                launch(mla_generic_project_function(), &a, r->seq_len_kv, plan->blocks, stream);
             a.uk.data = a.uv.data = NULL;
             a.own_keys = 1;
             a.k = (struct mla_generic_rows){k, {a.heads * a.d_qk, a.d_qk}, MLA_F32};

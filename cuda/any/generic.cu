@@ -20,6 +20,7 @@
 #include "generic.h"
 
 #include "../cache.cuh"
+#include "../ptx/launch.cuh"
 
 #include <math_constants.h>
 
@@ -73,8 +74,8 @@ __device__ __forceinline__ uint32_t load_bytes(const uint8_t *from, int n)
 }
 
 /* Column of the cache row at data; other: its rope part (plain formats) or its scales. */
-__device__ __forceinline__ float cache_value(const struct mla_generic_cache &c, int64_t data, int64_t other,
-                             int64_t column)
+__device__ __forceinline__ float cache_value(const struct mla_generic_cache &c, int64_t data,
+                                             int64_t other, int64_t column)
 {
     const uint8_t *row = (const uint8_t *)c.data + data;
     const uint8_t *scales = (const uint8_t *)c.data + other;
@@ -117,7 +118,9 @@ __device__ __forceinline__ bool find_key(const struct mla_generic_args &a,
         *data = (r.kv_start + pos) * c.row_bytes;
         *other = (r.kv_start + pos) * c.rope_row_bytes;
     } else {
-        int64_t column = pos / c.page_size, slot = pos - column * c.page_size;
+        /* 32 bits: a page may be larger than any position, but no position is. */
+        uint32_t size = c.page_size < INT32_MAX ? (uint32_t)c.page_size : INT32_MAX;
+        int64_t column = (uint32_t)pos / size, slot = pos - column * c.page_size;
         if (column >= c.max_pages)
             return false;
         int64_t page = c.page_table[r.index * c.page_table_stride + column];
@@ -154,8 +157,8 @@ __device__ __forceinline__ float max_or_nan(float x, float y)
 }
 
 /* The query of token and head, as it meets the keys. */
-__device__ __forceinline__ void load_query(const struct mla_generic_args &a, int64_t token, int64_t head, float *q,
-                           float *nope)
+__device__ __forceinline__ void load_query(const struct mla_generic_args &a, int64_t token,
+                                           int64_t head, float *q, float *nope)
 {
     int64_t width = a.uk.data ? a.d_qk - a.rope_width : a.q_width;
     float *plain = a.uk.data ? nope : q;
@@ -174,11 +177,12 @@ __device__ __forceinline__ void load_query(const struct mla_generic_args &a, int
     }
 }
 
-__device__ __forceinline__ void attend(const struct mla_generic_args &a, int64_t item, float *slab, struct step *s)
+__device__ __forceinline__ void attend(const struct mla_generic_args &a, int64_t row, int local,
+                                       float *slab, struct step *s)
 {
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-    int64_t row = a.first_row + item / a.heads, local = item % a.heads;
-    int64_t head = a.first_head + local, low = 0, high = a.num_requests - 1;
+    const int64_t head = a.first_head + local;
+    int64_t low = 0, high = a.num_requests - 1;
     while (low < high) { /* the last request that begins at or before this row */
         int64_t middle = (low + high + 1) / 2;
         if (a.requests[middle].first_row <= row)
@@ -189,7 +193,7 @@ __device__ __forceinline__ void attend(const struct mla_generic_args &a, int64_t
     const struct mla_generic_request r = a.requests[low];
     int64_t i = row - r.first_row, token = r.q_start + i, keys = keys_of(a, r);
     int64_t end = a.causal ? keys - r.query_len + i + 1 : keys;
-    int64_t count = end > 0 ? end : 0, key_head = (a.own_keys ? local : head) / a.group;
+    int64_t count = end > 0 ? end : 0, key_head = a.own_keys ? local : (int)head / a.group;
     const int32_t *list = a.indices ? a.indices + token * a.indices_stride : NULL;
     const uint32_t *bits = a.mask ? a.mask + token * a.mask_stride : NULL;
     if (list) {
@@ -297,18 +301,27 @@ __device__ __forceinline__ void attend(const struct mla_generic_args &a, int64_t
     __syncthreads();
 }
 
-__global__ void __launch_bounds__(MLA_GENERIC_THREADS)
+__global__ void __launch_bounds__(MLA_GENERIC_THREADS, 4)
     attend_kernel(const __grid_constant__ struct mla_generic_args a)
 {
     __shared__ struct step s;
-    for (int64_t item = blockIdx.x; item < a.rows * a.heads; item += gridDim.x)
-        attend(a, item, a.slabs + (int64_t)blockIdx.x * a.slab_floats, &s);
+    int64_t row = blockIdx.x / a.heads, step = gridDim.x / a.heads;
+    int head = blockIdx.x % a.heads, step_heads = gridDim.x % a.heads;
+    while (row < a.rows) {
+        attend(a, a.first_row + row, head, a.slabs + (int64_t)blockIdx.x * a.slab_floats, &s);
+        row += step;
+        head += step_heads;
+        if (head >= a.heads) {
+            head -= a.heads;
+            row++;
+        }
+    }
 }
 
 /* Keys and values of one request and a group of heads: k[h] = (w_uk[h] · c, rope),
  * v[h] = c · w_uv[h]. A block takes a key at a time; keys that do not exist stay unwritten. Here
  * q_width is the width of k before its rope, and d_v that of v. */
-__global__ void __launch_bounds__(MLA_GENERIC_THREADS)
+__global__ void __launch_bounds__(MLA_GENERIC_THREADS, 4)
     project_kernel(const __grid_constant__ struct mla_generic_args a)
 {
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
@@ -323,34 +336,34 @@ __global__ void __launch_bounds__(MLA_GENERIC_THREADS)
             row[c] = cache_value(a.cache, data, other, c);
         __syncthreads();
         float *k = a.k_out + key * a.heads * a.d_qk, *v = a.v_out + key * a.heads * a.d_v;
-        for (int64_t i = warp; i < a.heads * nope; i += WARPS) {
-            int64_t h = i / nope, d = i % nope;
-            float sum = 0;
-            for (int64_t c = lane; c < rank; c += 32)
-                sum = fmaf(load_row(a.uk, a.first_head + h, d, c), row[c], sum);
-            sum = warp_sum(sum);
-            if (lane == 0)
-                k[h * a.d_qk + d] = sum;
+        for (int h = 0; h < a.heads; h++, k += a.d_qk, v += a.d_v) {
+            for (int64_t d = warp; d < nope; d += WARPS) {
+                float sum = 0;
+                for (int64_t c = lane; c < rank; c += 32)
+                    sum = fmaf(load_row(a.uk, a.first_head + h, d, c), row[c], sum);
+                sum = warp_sum(sum);
+                if (lane == 0)
+                    k[d] = sum;
+            }
+            for (int64_t c = threadIdx.x; c < a.rope_width; c += THREADS)
+                k[nope + c] = row[rank + c];
+            for (int64_t c = threadIdx.x; c < a.d_v; c += THREADS) {
+                float sum = 0;
+                for (int64_t l = 0; l < rank; l++)
+                    sum = fmaf(row[l], load_row(a.uv, a.first_head + h, l, c), sum);
+                v[c] = sum;
+            }
         }
-        for (int64_t i = threadIdx.x; i < a.heads * a.rope_width; i += THREADS)
-            k[i / a.rope_width * a.d_qk + nope + i % a.rope_width] = row[rank + i % a.rope_width];
-        for (int64_t i = threadIdx.x; i < a.heads * a.d_v; i += THREADS) {
-            int64_t h = i / a.d_v, c = i % a.d_v;
-            float sum = 0;
-            for (int64_t l = 0; l < rank; l++)
-                sum = fmaf(row[l], load_row(a.uv, a.first_head + h, l, c), sum);
-            v[i] = sum;
-        }
-        __syncthreads();
+        __syncthreads(); /* the row has been read */
     }
 }
 
 extern "C" const void *mla_generic_attend_function(void)
 {
-    return (const void *)attend_kernel;
+    return mla_kernel_address(attend_kernel);
 }
 
 extern "C" const void *mla_generic_project_function(void)
 {
-    return (const void *)project_kernel;
+    return mla_kernel_address(project_kernel);
 }

@@ -40,8 +40,8 @@ struct mla_generic_args {
     const struct mla_generic_request *requests; /* device */
     int64_t num_requests;
     int64_t first_row, rows;         /* of the job, that this launch computes */
-    int64_t first_head, heads;       /* that this launch computes */
-    int64_t group;                   /* query heads of a key head */
+    int32_t first_head, heads;       /* that this launch computes */
+    int32_t group;                   /* query heads of a key head */
     struct mla_generic_rows q, rope; /* q's columns from q_width on come from rope */
     int64_t q_width, rope_width;
     struct mla_generic_rows uk, uv; /* data NULL, or what absorbs q and expands the output */
