@@ -45,6 +45,15 @@ static mla_status check_stream(const char *function, const mla_context *context,
 
 /* ----------------------------------------------------------------- indexer */
 
+static mla_status check_kernel(const char *function, const mla_context *context,
+                               const mla_index_args *a)
+{
+    if (!a->kernel || context->backend != MLA_BACKEND_CPU)
+        return MLA_OK;
+    return mla_fail(MLA_ERR_ARGUMENT, "%s: kernel: got %s, want NULL on the CPU", function,
+                    a->kernel);
+}
+
 static mla_status check_lengths(const char *function, const mla_index_args *a, int64_t *longest)
 {
     *longest = a->num_keys;
@@ -164,6 +173,8 @@ mla_status mla_index_workspace_bytes(const mla_context *context, const mla_index
     *bytes = 0;
     const struct mla_backend_ops *ops = find(function, context, args, &status);
     if (ops)
+        status = check_kernel(function, context, args);
+    if (ops && !status)
         status = check_shape(function, args, &longest);
     return status ? status : ops->index_workspace(function, context, args, longest, bytes);
 }
@@ -177,6 +188,8 @@ mla_status mla_index_run(const mla_context *context, const mla_index_args *args,
     mla_status status = MLA_OK;
     const struct mla_backend_ops *ops = find(function, context, args, &status);
     if (ops)
+        status = check_kernel(function, context, args);
+    if (ops && !status)
         status = check_shape(function, args, &longest);
     if (!status)
         status = ops->index_workspace(function, context, args, longest, &want);

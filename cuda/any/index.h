@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Entries of the CUDA backend's table for mla/cache.h (codec.cu) and mla/index.h (index_run.cu). */
+/* Entries of the CUDA backend's table for mla/cache.h (codec.cu) and mla/index.h
+ * (index_plan.c, topk.cu). */
 #ifndef MLA_CUDA_ANY_INDEX_H
 #define MLA_CUDA_ANY_INDEX_H
 
@@ -30,6 +31,17 @@ mla_status mla_cuda_topk_workspace(const char *function, const mla_context *cont
                                    const mla_topk_args *args, size_t *bytes);
 mla_status mla_cuda_topk_run(const mla_context *context, const mla_topk_args *args, void *workspace,
                              void *stream);
+
+/* Items of one row's buffer: the more, the fewer selections. At least k and what comes in between
+ * two looks at the count, and room to sort k of them in place. */
+static inline int64_t mla_index_capacity(int64_t k, int64_t step, bool small)
+{
+    int64_t power = 1, most = small ? k + step : 3 * k > k + 2 * step ? 3 * k : k + 2 * step;
+    while (power < k)
+        power *= 2;
+    most = most > power ? most : power;
+    return (most + 15) & ~(int64_t)15;
+}
 
 #ifdef __cplusplus
 }

@@ -28,68 +28,30 @@
  * docs/index.md has the bound. */
 #include "../device.h"
 #include "../ptx/cp_async.cuh"
+#include "../ptx/launch.cuh"
 #include "../ptx/mma_sync.cuh"
-#include "index.h"
+#include "../ptx/shared.cuh"
+#include "index_plan.h"
+#include "index_rows.cuh"
 #include "select.cuh"
 
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 #include <cuda_fp8.h>
 
-extern "C" {
-#include "status.h"
-}
-
-static const int KEYS = 128; /* a step */
-static const int GROUP = 64; /* heads of a pass */
-static const int DIM = 128;  /* smaller ones are padded with zeros */
+static const int KEYS = 128;      /* a step */
+static const int GROUP = 64;      /* heads of a pass */
+static const int DIM = INDEX_DIM; /* smaller ones are padded with zeros */
 static const int K_BYTES = KEYS * DIM * 2;
 static const int RAW_BYTES = KEYS * DIM;
-static const int REQUESTS = 96; /* of one launch: kernel arguments are 4 KB */
 static const int ROWS = 8;
+static const int THREADS = 256;
+static const int WARPS = THREADS / 32;
 
 enum mode { FP8_F16, FP8_BF16, BF16 }; /* keys, and what they are multiplied as */
 
-struct index_request {
-    int32_t index, q_start, query_len, seq_len, first_tile, unused;
-    int64_t first_key;
-};
-
-struct index_launch {
-    /* queries */
-    const char *q;
-    const float *weights;
-    int64_t q_row, q_head, weight_row; /* q in bytes */
-    bool q_fp8;
-    int heads, dim;
-    /* keys */
-    const char *k, *k_scale;
-    const int32_t *page_table;
-    int64_t k_row, page_bytes, table_row; /* k_row: bytes of a flat row */
-    int page_size, num_pages;
-    bool wide; /* 16-byte copies of keys, 4-byte copies of scales are aligned */
-    bool wide_scale;
-    /* rows */
-    const int32_t *key_start, *key_end;
-    bool causal, relative;
-    /* lists */
-    int k_list, capacity;
-    int64_t topk, index_stride, score_stride;
-    bool ascending;
-    int32_t *indices, *lens;
-    float *scores;
-    float *logits;
-    int64_t logits_row;
-    uint64_t *items; /* [blocks, rows, capacity] */
-    int *counts;     /* [blocks, rows], parts > 1 */
-    /* work */
-    int rows, tiles, parts, num_requests;
-    struct index_request requests[REQUESTS];
-};
-static_assert(sizeof(struct index_launch) <= 4096, "kernel arguments");
-
 struct shared {
-    struct select_shared select;
+    __align__(16) char select[SELECT_BYTES];
     uint64_t floor[ROWS];
     int count[ROWS], low[ROWS], high[ROWS];
     int need_at[2], found;
@@ -104,19 +66,6 @@ struct work {
     int from, to; /* keys of the part */
     const int32_t *pages;
 };
-
-/* Keys [low, high) that row t of the request may see, page ids aside. */
-__device__ __forceinline__ void row_range(const struct index_launch &a,
-                                          const struct index_request &r, int t, int *low, int *high)
-{
-    int64_t start = a.key_start ? a.key_start[t] : 0, end = r.seq_len;
-    if (a.causal)
-        end = min(end, (int64_t)r.seq_len - r.query_len + (t - r.q_start) + 1);
-    if (a.key_end)
-        end = min(end, (int64_t)a.key_end[t]);
-    *low = (int)max(start, (int64_t)0);
-    *high = (int)max(end, (int64_t)*low);
-}
 
 __device__ __forceinline__ void find_request(const struct index_launch &a, int tile, int row,
                                              int *found)
@@ -180,24 +129,6 @@ __device__ __forceinline__ void load_group(const struct index_launch &a, int t, 
     }
 }
 
-/* Address of key pos of the request, NULL if it lies on no page; *scale to where its scale is. */
-__device__ __forceinline__ const char *find_key(const struct index_launch &a, const struct work &w,
-                                                int pos, const char **scale)
-{
-    if (a.page_size == 0) {
-        int64_t row = w.r.first_key + pos;
-        *scale = a.k_scale ? a.k_scale + 4 * row : NULL;
-        return a.k + row * a.k_row;
-    }
-    uint32_t column = (uint32_t)pos / (uint32_t)a.page_size, slot = pos - column * a.page_size;
-    int page = w.pages[column];
-    if (page < 0 || page >= a.num_pages)
-        return NULL;
-    const char *base = a.k + page * a.page_bytes;
-    *scale = base + (int64_t)a.page_size * a.dim + 4 * slot;
-    return base + (int64_t)slot * a.dim;
-}
-
 /* Starts the copies of keys [pos0, pos0 + 128) into slot. */
 template <int MODE>
 __device__ __forceinline__ void issue(const struct index_launch &a, const struct work &w,
@@ -211,7 +142,7 @@ __device__ __forceinline__ void issue(const struct index_launch &a, const struct
         int bytes = max(0, min(16, row_bytes - 16 * part));
         const char *scale, *src = NULL;
         if (pos0 + key < w.to)
-            src = find_key(a, w, pos0 + key, &scale);
+            src = find_key(a, w.r, w.pages, pos0 + key, &scale);
         int at = MODE == BF16 ? key * 2 * DIM + ((part ^ (key & 7)) << 4) : 16 * c;
         if (src == NULL)
             bytes = 0;
@@ -226,7 +157,7 @@ __device__ __forceinline__ void issue(const struct index_launch &a, const struct
     if (threadIdx.x < KEYS) {
         const char *scale = NULL, *src = NULL;
         if (pos0 + (int)threadIdx.x < w.to)
-            src = find_key(a, w, pos0 + threadIdx.x, &scale);
+            src = find_key(a, w.r, w.pages, pos0 + threadIdx.x, &scale);
         float *dst = &s->scale[slot][threadIdx.x];
         s->seen[slot][threadIdx.x] = src != NULL;
         if (src == NULL || scale == NULL)
@@ -257,13 +188,6 @@ template <int MODE> __device__ __forceinline__ void widen(const char *raw, char 
         *(uint4 *)(row + (((2 * part + 1) ^ (key & 7)) << 4)) =
             make_uint4(out[4], out[5], out[6], out[7]);
     }
-}
-
-__device__ __forceinline__ float relu(float x) /* keeps NaN */
-{
-    float r;
-    asm("max.NaN.f32 %0, %1, 0f00000000;" : "=f"(r) : "f"(x));
-    return r;
 }
 
 /* Sums over the group's heads for 32 keys at k (rows of 256 swizzled bytes, the first a multiple of
@@ -333,8 +257,12 @@ template <int MODE>
 __global__ void __launch_bounds__(THREADS, 1)
     index_kernel(const __grid_constant__ struct index_launch a)
 {
-    extern __shared__ __align__(128) char memory[];
+    MLA_DYNAMIC_SHARED(memory, 128);
     __shared__ struct shared s;
+    const struct block_team<THREADS> team = {
+        s.select
+    };
+    const struct items_at scratch = {(uint64_t *)memory};
     char *raw = memory + 2 * K_BYTES;
     int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     int key_in_32 = 8 * (lane / 8) + 2 * (lane % 4) + lane / 4 % 2;
@@ -394,10 +322,17 @@ __global__ void __launch_bounds__(THREADS, 1)
             if (i + 1 < steps)
                 issue<MODE>(a, w, &s, MODE == BF16 ? next : raw, (i + 1) & 1, pos0 + KEYS);
             if (s.need_at[i & 1] == i) { /* set in the step before: all threads agree */
-                for (int r = 0; r < a.rows; r++)
-                    if (s.count[r] > a.capacity - KEYS)
-                        keep_largest(items + (int64_t)r * a.capacity, &s.count[r], &s.floor[r],
-                                     a.k_list, &s.select);
+                for (int r = 0; r < a.rows; r++) {
+                    int n = s.count[r];
+                    if (n <= a.capacity - KEYS)
+                        continue;
+                    uint64_t largest, floor = keep_largest(team, items + (int64_t)r * a.capacity,
+                                                           &n, a.k_list, &largest);
+                    if (threadIdx.x == 0) {
+                        s.count[r] = n;
+                        s.floor[r] = floor;
+                    }
+                }
                 __syncthreads();
             }
 #pragma unroll 1
@@ -439,15 +374,8 @@ __global__ void __launch_bounds__(THREADS, 1)
             a.counts[blockIdx.x * a.rows + threadIdx.x] = s.count[threadIdx.x];
         for (int i = 0; a.k_list && a.parts == 1 && i < w.rows; i++) {
             int64_t t = w.t0 + i;
-            struct list_out out = {};
-            out.indices = a.indices + t * a.index_stride;
-            out.scores = a.scores ? a.scores + t * a.score_stride : NULL;
-            out.len = a.lens ? a.lens + t : NULL;
-            out.topk = a.topk;
-            out.base = a.relative ? s.low[i] : 0;
-            out.ascending = a.ascending;
-            finish_row(items + (int64_t)i * a.capacity, &s.count[i], &s.floor[i], a.k_list,
-                       (uint64_t *)memory, 2 * K_BYTES / 8, &s.select, out);
+            finish_row(team, items + (int64_t)i * a.capacity, s.count[i], a.k_list, scratch,
+                       2 * K_BYTES / 8, row_list(a, t, s.low[i]));
         }
         __syncthreads();
     }
@@ -457,43 +385,27 @@ __global__ void __launch_bounds__(THREADS, 1)
 __global__ void __launch_bounds__(THREADS)
     merge_kernel(const __grid_constant__ struct index_launch a, int first_row)
 {
-    extern __shared__ __align__(128) char memory[];
-    __shared__ struct select_shared select;
-    __shared__ uint64_t floor;
-    __shared__ int count, found;
+    MLA_DYNAMIC_SHARED(memory, 128);
+    __shared__ __align__(16) char select[SELECT_BYTES];
+    __shared__ int found;
+    const struct block_team<THREADS> team = {
+        select
+    };
+    const struct items_at scratch = {(uint64_t *)memory};
     int t = first_row + blockIdx.x, low, high;
     find_request(a, 0, t, &found);
     const struct index_request &r = a.requests[found];
     int tile = r.first_tile + (t - r.q_start) / a.rows, row = (t - r.q_start) % a.rows;
-    int block = (a.tiles - 1 - tile) * a.parts; /* of the first part */
-    uint64_t *items = a.items + ((int64_t)block * a.rows + row) * a.capacity;
-    if (threadIdx.x == 0) {
-        count = a.counts[block * a.rows + row];
-        floor = 0;
-    }
-    for (int part = 1; part < a.parts; part++) {
-        const uint64_t *other = items + (int64_t)part * a.rows * a.capacity;
-        int n = a.counts[(block + part) * a.rows + row];
-        for (int at = 0; at < n; at += THREADS) {
-            __syncthreads();
-            bool full = count > a.capacity - THREADS;
-            __syncthreads(); /* all have looked before any appends */
-            if (full)
-                keep_largest(items, &count, &floor, a.k_list, &select);
-            uint64_t item = at + (int)threadIdx.x < n ? other[at + threadIdx.x] : 0;
-            append(items, &count, item && item >= floor, item);
-        }
-    }
-    __syncthreads();
+    /* The row's first buffer; the others of this block and of the next parts follow. */
+    int64_t place = (int64_t)(a.tiles - 1 - tile) * a.parts * a.buffers * a.rows + row;
+    uint64_t *items = a.items + place * a.capacity;
+    const int *counts = a.counts + place;
+    int n = counts[0];
+    for (int i = 1; i < a.parts * a.buffers; i++)
+        n = join(team, items, n, 0, items + (int64_t)i * a.rows * a.capacity, counts[i * a.rows],
+                 a.k_list, a.capacity);
     row_range(a, r, t, &low, &high);
-    struct list_out out = {};
-    out.indices = a.indices + t * a.index_stride;
-    out.scores = a.scores ? a.scores + t * a.score_stride : NULL;
-    out.len = a.lens ? a.lens + t : NULL;
-    out.topk = a.topk;
-    out.base = a.relative ? low : 0;
-    out.ascending = a.ascending;
-    finish_row(items, &count, &floor, a.k_list, (uint64_t *)memory, 2 * K_BYTES / 8, &select, out);
+    finish_row(team, items, n, a.k_list, scratch, 2 * K_BYTES / 8, row_list(a, t, low));
 }
 
 __global__ void fill_kernel(float *logits, int64_t rows, int64_t columns, int64_t stride)
@@ -505,261 +417,52 @@ __global__ void fill_kernel(float *logits, int64_t rows, int64_t columns, int64_
 
 /* --------------------------------------------------------------------- host */
 
-/* How the work is cut, and where it lies in the workspace: items, then counts. */
-struct plan {
-    int64_t k;        /* entries of a list that can be filled */
-    int64_t capacity; /* items of a row's buffer */
-    int64_t blocks;   /* at most, of a launch */
-    int rows;         /* of a tile, at most */
-    size_t total;
-};
-
-/* Walks the requests launch by launch: those that follow one another and have tiles of as many
- * rows. */
-struct walk {
-    int64_t request, first_key;
-};
-
-static void request_of(const mla_index_args *a, int64_t i, struct index_request *r)
+extern "C" cudaError_t mla_index_fill(float *logits, int64_t rows, int64_t columns, int64_t stride,
+                                      cudaStream_t stream)
 {
-    *r = {};
-    r->index = (int)i;
-    r->query_len = (int)a->num_queries;
-    r->seq_len = (int)a->num_keys;
-    if (a->cu_seqlens_q) {
-        r->q_start = a->cu_seqlens_q[i];
-        r->query_len = a->cu_seqlens_q[i + 1] - r->q_start;
-        r->seq_len = a->seq_lens_kv[i];
-    }
+    void *list[] = {&logits, &rows, &columns, &stride};
+    return cudaLaunchKernel(mla_kernel_address(fill_kernel), dim3(1024), dim3(256), list, 0,
+                            stream);
 }
 
-static int rows_of(const struct plan *p, int64_t query_len)
+extern "C" cudaError_t mla_index_merge(const struct index_launch *launch, int first_row,
+                                       unsigned rows, cudaStream_t stream)
 {
-    int rows = 1;
-    while (rows < p->rows && rows < query_len)
-        rows *= 2;
-    return rows;
-}
-
-/* Fills requests, tiles, rows and parts of the next launch; false at the end. */
-static bool next_launch(const mla_index_args *a, const struct plan *p, struct walk *at,
-                        struct index_launch *out, int *longest)
-{
-    int64_t batch = a->cu_seqlens_q ? a->batch : 1;
-    out->num_requests = 0;
-    out->tiles = 0;
-    *longest = 0;
-    for (; at->request < batch && out->num_requests < REQUESTS; at->request++) {
-        struct index_request r;
-        request_of(a, at->request, &r);
-        r.first_key = at->first_key;
-        if (r.query_len > 0) {
-            int rows = rows_of(p, r.query_len);
-            if (out->num_requests && rows != out->rows)
-                break;
-            out->rows = rows;
-            r.first_tile = out->tiles;
-            out->requests[out->num_requests++] = r;
-            out->tiles += (int)((r.query_len + (int64_t)rows - 1) / rows);
-            *longest = r.seq_len > *longest ? r.seq_len : *longest;
-        }
-        at->first_key += r.seq_len;
-    }
-    return out->num_requests > 0;
-}
-
-/* Parts of the keys, so that few tiles fill the device too; a part has 2048 keys at least. */
-static int parts_of(const struct index_launch *l, int64_t blocks, int longest)
-{
-    int64_t most = (longest + 2047) / 2048, parts = l->tiles ? blocks / l->tiles : 1;
-    parts = parts < most ? parts : most;
-    return parts > 1 ? (int)parts : 1;
-}
-
-/* Bytes with the plan's rows, capacity and blocks; blocks shrink to what the launches use. */
-static void measure(const mla_index_args *a, struct plan *p)
-{
-    struct index_launch l = {};
-    struct walk at = {};
-    int longest;
-    int64_t blocks = 0, rows = 0;
-    while (next_launch(a, p, &at, &l, &longest)) {
-        int64_t n = (int64_t)l.tiles * parts_of(&l, p->blocks, longest);
-        n = n < p->blocks ? n : p->blocks;
-        blocks = n > blocks ? n : blocks;
-        rows = n * l.rows > rows ? n * l.rows : rows;
-    }
-    p->total = p->k ? (size_t)rows * ((size_t)p->capacity * sizeof(uint64_t) + sizeof(int)) : 0;
-}
-
-static mla_status make_plan(const char *function, const mla_context *context,
-                            const mla_index_args *a, int64_t longest, struct plan *p)
-{
-    const char *const names[] = {"f32", "bf16", "fp8", "fp4"};
-    if (a->q_format != MLA_INDEX_BF16 && a->q_format != MLA_INDEX_FP8)
-        return mla_fail(MLA_ERR_UNSUPPORTED, "%s: q_format: got %s, want bf16 or fp8 on CUDA",
-                        function, names[a->q_format]);
-    if (a->k_format != MLA_INDEX_BF16 && a->k_format != MLA_INDEX_FP8)
-        return mla_fail(MLA_ERR_UNSUPPORTED, "%s: k_format: got %s, want bf16 or fp8 on CUDA",
-                        function, names[a->k_format]);
-    if (a->dim > DIM)
-        return mla_fail(MLA_ERR_UNSUPPORTED, "%s: dim: got %lld, want at most %d on CUDA", function,
-                        (long long)a->dim, DIM);
-    if (a->precision != MLA_PRECISION_FP32)
-        return mla_fail(MLA_ERR_UNSUPPORTED, "%s: precision: got fp64, want fp32 on CUDA",
-                        function);
-    if (longest > INT32_MAX - 2 * KEYS)
-        return mla_fail(MLA_ERR_UNSUPPORTED, "%s: %s: got %lld keys, want at most %d on CUDA",
-                        function, a->cu_seqlens_q ? "seq_lens_kv" : "num_keys", (long long)longest,
-                        INT32_MAX - 2 * KEYS);
-    if (a->num_queries > 1 << 30)
-        return mla_fail(MLA_ERR_UNSUPPORTED, "%s: num_queries: got %lld, want at most 2^30 on CUDA",
-                        function, (long long)a->num_queries);
-    p->k = a->topk < longest ? a->topk : longest;
-    if (a->topk && !p->k)
-        p->k = 1;
-    if (p->k > 1 << 28)
-        return mla_fail(MLA_ERR_UNSUPPORTED, "%s: topk: got %lld, want at most 2^28 on CUDA",
-                        function, (long long)p->k);
-    int processors = 0;
+    const void *kernel = mla_kernel_address(merge_kernel);
     cudaError_t error =
-        cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, context->device);
-    if (error != cudaSuccess)
-        return mla_cuda_fail(function, "cudaDeviceGetAttribute", error);
-    size_t limit = a->workspace_limit_bytes;
-    for (int small = 0; small < 2; small++) {
-        p->capacity = select_capacity(p->k, 1024, small);
-        for (p->blocks = processors;; p->blocks /= 2) {
-            for (p->rows = ROWS; p->rows; p->rows /= 2) {
-                measure(a, p);
-                if (!limit || p->total <= limit)
-                    return MLA_OK;
-            }
-            if (p->blocks <= 1)
-                break;
-        }
-    }
-    return mla_fail(MLA_ERR_ARGUMENT, "%s: workspace_limit_bytes: got %zu, want 0 or at least %zu",
-                    function, limit, p->total);
+        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, 2 * K_BYTES);
+    void *list[] = {(void *)launch, &first_row};
+    return error ? error
+                 : cudaLaunchKernel(kernel, dim3(rows), dim3(THREADS), list, 2 * K_BYTES, stream);
 }
 
-extern "C" mla_status mla_cuda_index_workspace(const char *function, const mla_context *context,
-                                               const mla_index_args *args, int64_t longest,
-                                               size_t *bytes)
+static cudaError_t launch(const struct index_launch *a, unsigned blocks, cudaStream_t stream)
 {
-    struct plan p = {};
-    mla_status status = make_plan(function, context, args, longest, &p);
-    if (!status)
-        *bytes = p.total;
-    return status;
-}
-
-static void set_inputs(const mla_index_args *args, struct index_launch *a)
-{
-    a->q = (const char *)args->q.data;
-    a->q_fp8 = args->q_format == MLA_INDEX_FP8;
-    int64_t item = a->q_fp8 ? 1 : 2;
-    a->heads = (int)args->heads;
-    a->dim = (int)args->dim;
-    a->q_head = mla_stride1(&args->q, args->dim) * item;
-    a->q_row = args->q.stride[0] ? args->q.stride[0] * item : args->heads * a->q_head;
-    a->weights = (const float *)args->weights.data;
-    a->weight_row = mla_stride0(&args->weights, args->heads);
-    int64_t row = args->dim * (args->k_format == MLA_INDEX_FP8 ? 1 : 2);
-    a->page_size = (int)args->page_size;
-    a->num_pages = (int)args->num_pages;
-    if (args->page_size) {
-        a->k = (const char *)args->k_cache.data;
-        a->page_bytes = mla_stride0(&args->k_cache, args->page_size * (row + 4));
-        a->page_table = (const int32_t *)args->page_table.data;
-        a->table_row = mla_stride0(&args->page_table, args->max_pages);
-        int64_t bits = (int64_t)(uintptr_t)a->k | a->page_bytes;
-        a->wide = (bits | row) % 16 == 0;
-        a->wide_scale = (bits | args->page_size * row) % 4 == 0;
-    } else {
-        a->k = (const char *)args->k.data;
-        a->k_row = mla_stride0(&args->k, args->dim) * (args->k_format == MLA_INDEX_FP8 ? 1 : 2);
-        a->k_scale = (const char *)args->k_scale;
-        a->wide = ((int64_t)(uintptr_t)a->k | a->k_row) % 16 == 0;
-        a->wide_scale = true;
-    }
-    a->key_start = args->key_start;
-    a->key_end = args->key_end;
-    a->causal = args->causal;
-    a->relative = args->relative;
-}
-
-static void set_outputs(const mla_index_args *args, const struct plan *p, void *workspace,
-                        struct index_launch *a)
-{
-    a->k_list = (int)p->k;
-    a->capacity = (int)p->capacity;
-    a->topk = args->topk;
-    a->index_stride = mla_stride0(&args->indices, args->topk);
-    a->score_stride = mla_stride0(&args->scores, args->topk);
-    a->ascending = args->order == MLA_TOPK_ASCENDING;
-    a->indices = (int32_t *)args->indices.data;
-    a->lens = args->topk_lens;
-    a->scores = (float *)args->scores.data;
-    a->logits = args->logits_columns ? (float *)args->logits.data : NULL;
-    a->logits_row = mla_stride0(&args->logits, args->logits_columns);
-    a->items = (uint64_t *)workspace;
-}
-
-static cudaError_t launch_all(const mla_index_args *args, const struct plan *p,
-                              struct index_launch *a, cudaStream_t stream)
-{
-    const void *kernel = args->k_format == MLA_INDEX_BF16  ? (const void *)index_kernel<BF16>
-                         : args->q_format == MLA_INDEX_FP8 ? (const void *)index_kernel<FP8_F16>
-                                                           : (const void *)index_kernel<FP8_BF16>;
-    int bytes = 2 * K_BYTES + (args->k_format == MLA_INDEX_BF16 ? 0 : RAW_BYTES), longest;
+    const void *kernel = !a->k_fp8  ? mla_kernel_address(index_kernel<BF16>)
+                         : a->q_fp8 ? mla_kernel_address(index_kernel<FP8_F16>)
+                                    : mla_kernel_address(index_kernel<FP8_BF16>);
+    int bytes = 2 * K_BYTES + (a->k_fp8 ? RAW_BYTES : 0);
     cudaError_t error =
         cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
-    if (!error)
-        error = cudaFuncSetAttribute((const void *)merge_kernel,
-                                     cudaFuncAttributeMaxDynamicSharedMemorySize, 2 * K_BYTES);
-    if (!error && a->logits && args->num_queries) {
-        int64_t rows = args->num_queries, columns = args->logits_columns, stride = a->logits_row;
-        void *list[] = {&a->logits, &rows, &columns, &stride};
-        error = cudaLaunchKernel((const void *)fill_kernel, dim3(1024), dim3(256), list, 0, stream);
-    }
-    struct walk at = {};
-    while (!error && next_launch(args, p, &at, a, &longest)) {
-        a->parts = parts_of(a, p->blocks, longest);
-        int64_t blocks = (int64_t)a->tiles * a->parts;
-        blocks = blocks < p->blocks ? blocks : p->blocks;
-        /* Counts end where the plan's bytes do. */
-        a->counts = (int *)((char *)a->items + p->total) - blocks * a->rows;
-        void *list[] = {a};
-        error =
-            cudaLaunchKernel(kernel, dim3((unsigned)blocks), dim3(THREADS), list, bytes, stream);
-        if (error || a->parts == 1 || !a->k_list)
-            continue;
-        const struct index_request *last = &a->requests[a->num_requests - 1];
-        int first = a->requests[0].q_start, rows = last->q_start + last->query_len - first;
-        void *merge[] = {a, &first};
-        error = cudaLaunchKernel((const void *)merge_kernel, dim3((unsigned)rows), dim3(THREADS),
-                                 merge, 2 * K_BYTES, stream);
-    }
-    return error;
+    void *list[] = {(void *)a};
+    return error ? error
+                 : cudaLaunchKernel(kernel, dim3(blocks), dim3(THREADS), list, bytes, stream);
 }
 
-extern "C" mla_status mla_cuda_index_run(const mla_context *context, const mla_index_args *args,
-                                         int64_t longest, void *workspace, void *stream)
+static bool supports(const mla_context *, const mla_index_args *, char *, size_t)
 {
-    const char *function = "mla_index_run";
-    struct plan p = {};
-    struct index_launch a = {};
-    mla_status status = make_plan(function, context, args, longest, &p);
-    if (status)
-        return status;
-    set_inputs(args, &a);
-    set_outputs(args, &p, workspace, &a);
-    int before;
-    status = mla_cuda_enter(context, &before);
-    if (status)
-        return status;
-    cudaError_t error = launch_all(args, &p, &a, (cudaStream_t)stream);
-    mla_cuda_leave(context, before);
-    return error == cudaSuccess ? MLA_OK : mla_cuda_fail(function, "cudaLaunchKernel", error);
+    return true; /* index_plan.c has turned away what no engine takes */
 }
+
+static int most_rows(const mla_index_args *)
+{
+    return ROWS;
+}
+
+static int buffers(const mla_index_args *, int)
+{
+    return 1;
+}
+
+extern "C" const struct mla_index_engine mla_index_any = {
+    "index_logits_any", MLA_PROOF_SILICON, supports, most_rows, buffers, launch};

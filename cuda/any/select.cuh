@@ -1,12 +1,17 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Exact selection by a block of 256 threads. As on the CPU (reference/topk.h), a score and its
- * index are one 64-bit item, ordered as the lists are: larger score first, -0 = +0, NaN below -inf,
- * lower index first. All items of a row differ, so "the k largest" is one set and its order is one
- * order, in whatever sequence items arrive.
+/* Exact selection by a team of threads. As on the CPU (reference/topk.h), a score and its index are
+ * one 64-bit item, ordered as the lists are: larger score first, -0 = +0, NaN below -inf, lower
+ * index first. All items of a row differ, so "the k largest" is one set and its order is one order,
+ * in whatever sequence items arrive.
  *
  * A row's state is a buffer of items in global memory, their count, and a floor: the k-th largest
  * so far is at or above it, so what lies below the floor cannot be in the list. When the buffer is
- * full, keep_largest() leaves k items and raises the floor. */
+ * full, keep_largest() leaves k items and raises the floor.
+ *
+ * A team is THREADS threads, whole warps, with SELECT_BYTES of shared memory. Its class says how
+ * they reach it, since kernels of sm_100 use 32-bit addresses alone: rank(), sync(), get<T>(at),
+ * put(at, value) and add(at, n), which returns what was there. Every function here is called by all
+ * threads of the team, with the same arguments. */
 #ifndef MLA_CUDA_SELECT_CUH
 #define MLA_CUDA_SELECT_CUH
 
@@ -14,16 +19,46 @@
 
 #include <stdint.h>
 
-static const int THREADS = 256;
-static const int WARPS = THREADS / 32;
 static const int BINS = 2048, BIN_BITS = 11;
 
-struct select_shared {
-    uint32_t histogram[BINS];
-    uint64_t low[WARPS], high[WARPS];
-    uint32_t sum[WARPS];
-    uint32_t bin, above, count;
-    int kept;
+/* Where a team's shared memory has what. */
+enum {
+    SELECT_LOW = 0,   /* a warp's smallest item, 8 bytes for each of up to 8 warps */
+    SELECT_HIGH = 64, /* its largest */
+    SELECT_SUM = 128, /* items in its bins */
+    SELECT_BIN = 160,
+    SELECT_ABOVE = 164,
+    SELECT_COUNT = 168,
+    SELECT_KEPT = 172,
+    SELECT_BINS = 176,
+    SELECT_BYTES = SELECT_BINS + 4 * BINS
+};
+
+/* All threads of a block of N, shared memory by pointer. */
+template <int N> struct block_team {
+    static const int THREADS = N;
+    char *memory;
+
+    __device__ __forceinline__ int rank() const
+    {
+        return threadIdx.x;
+    }
+    __device__ __forceinline__ void sync() const
+    {
+        __syncthreads();
+    }
+    template <class T> __device__ __forceinline__ T get(int at) const
+    {
+        return *(const T *)(memory + at);
+    }
+    template <class T> __device__ __forceinline__ void put(int at, T value) const
+    {
+        *(T *)(memory + at) = value;
+    }
+    __device__ __forceinline__ uint32_t add(int at, uint32_t n) const
+    {
+        return atomicAdd((uint32_t *)(memory + at), n);
+    }
 };
 
 __device__ __forceinline__ uint64_t item_of(float x, int index)
@@ -40,14 +75,17 @@ __device__ __forceinline__ float score_of(uint32_t bits)
     return __uint_as_float(bits >> 31 ? bits & 0x7FFFFFFFu : ~bits);
 }
 
-/* x such that exactly k of the n > k >= 1 items are >= x. A radix select whose digits cover just
- * the range that is left, so that scores of one binade spread over all bins: two rounds as a
- * rule. */
-static __device__ uint64_t find_floor(const uint64_t *items, int n, int k, struct select_shared *s)
+/* x such that exactly k of the n > k >= 1 items are >= x, and the largest item. A radix select whose
+ * digits cover just the range that is left, so that scores of one binade spread over all bins: two
+ * rounds as a rule. */
+template <class TEAM>
+static __device__ uint64_t find_floor(const TEAM &team, const uint64_t *items, int n, int k,
+                                      uint64_t *largest)
 {
-    int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+    const int threads = TEAM::THREADS, warps = threads / 32;
+    int rank = team.rank(), lane = rank % 32, warp = rank / 32;
     uint64_t low = ~0ull, high = 0;
-    for (int i = threadIdx.x; i < n; i += THREADS) {
+    for (int i = rank; i < n; i += threads) {
         uint64_t x = items[i];
         low = x < low ? x : low;
         high = x > high ? x : high;
@@ -59,100 +97,134 @@ static __device__ uint64_t find_floor(const uint64_t *items, int n, int k, struc
         high = h > high ? h : high;
     }
     if (lane == 0) {
-        s->low[warp] = low;
-        s->high[warp] = high;
+        team.put(SELECT_LOW + 8 * warp, low);
+        team.put(SELECT_HIGH + 8 * warp, high);
     }
-    __syncthreads();
-    for (int i = 0; i < WARPS; i++) {
-        low = s->low[i] < low ? s->low[i] : low;
-        high = s->high[i] > high ? s->high[i] : high;
+    team.sync();
+    for (int i = 0; i < warps; i++) {
+        uint64_t l = team.template get<uint64_t>(SELECT_LOW + 8 * i);
+        uint64_t h = team.template get<uint64_t>(SELECT_HIGH + 8 * i);
+        low = l < low ? l : low;
+        high = h > high ? h : high;
     }
+    *largest = high;
     int shift = max(0, 64 - __clzll((long long)(high - low)) - BIN_BITS), bins = BINS;
     uint32_t need = k;
     for (;;) {
-        for (int i = threadIdx.x; i < BINS; i += THREADS)
-            s->histogram[i] = 0;
-        __syncthreads();
-        for (int i = threadIdx.x; i < n; i += THREADS) {
+        for (int i = rank; i < BINS; i += threads)
+            team.put(SELECT_BINS + 4 * i, 0u);
+        team.sync();
+        for (int i = rank; i < n; i += threads) {
             uint64_t x = items[i], digit = (x - low) >> shift;
             if (x >= low && digit < (uint64_t)bins)
-                atomicAdd(&s->histogram[digit], 1u);
+                team.add(SELECT_BINS + 4 * (int)digit, 1u);
         }
-        __syncthreads();
+        team.sync();
         /* The bin from the top where the count reaches need. */
-        const int each = BINS / THREADS;
-        int top = BINS - 1 - each * threadIdx.x;
+        const int each = BINS / threads;
+        int top = BINS - 1 - each * rank;
         uint32_t own = 0;
         for (int i = 0; i < each; i++)
-            own += s->histogram[top - i];
+            own += team.template get<uint32_t>(SELECT_BINS + 4 * (top - i));
         uint32_t upto = own;
         for (int step = 1; step < 32; step *= 2) {
             uint32_t other = __shfl_up_sync(0xFFFFFFFFu, upto, step);
             upto += lane >= step ? other : 0;
         }
         if (lane == 31)
-            s->sum[warp] = upto;
-        __syncthreads();
+            team.put(SELECT_SUM + 4 * warp, upto);
+        team.sync();
         for (int i = 0; i < warp; i++)
-            upto += s->sum[i];
+            upto += team.template get<uint32_t>(SELECT_SUM + 4 * i);
         uint32_t above = upto - own;
         if (above < need && upto >= need) {
             int bin = top;
-            for (; above + s->histogram[bin] < need; bin--)
-                above += s->histogram[bin];
-            s->bin = bin;
-            s->above = above;
-            s->count = s->histogram[bin];
+            uint32_t count;
+            while (count = team.template get<uint32_t>(SELECT_BINS + 4 * bin),
+                   above + count < need) {
+                above += count;
+                bin--;
+            }
+            team.put(SELECT_BIN, (uint32_t)bin);
+            team.put(SELECT_ABOVE, above);
+            team.put(SELECT_COUNT, count);
         }
-        __syncthreads();
-        low += (uint64_t)s->bin << shift;
-        need -= s->above;
-        if (s->count == need) /* at the latest where a bin is one item */
+        team.sync();
+        low += (uint64_t)team.template get<uint32_t>(SELECT_BIN) << shift;
+        need -= team.template get<uint32_t>(SELECT_ABOVE);
+        if (team.template get<uint32_t>(SELECT_COUNT) == need) /* at the latest a bin is one item */
             return low;
         bins = 1 << min(shift, BIN_BITS);
         shift = max(0, shift - BIN_BITS);
     }
 }
 
-/* Moves the items >= floor to the front, in place; returns their number. */
-static __device__ int keep_above(uint64_t *items, int n, uint64_t floor, struct select_shared *s)
+/* Puts the items of lanes that keep behind the SELECT_KEPT items that are there; whole warps. */
+template <class TEAM>
+__device__ __forceinline__ void keep_items(const TEAM &team, uint64_t *items, bool keep, uint64_t x)
 {
-    int lane = threadIdx.x % 32;
-    if (threadIdx.x == 0)
-        s->kept = 0;
-    for (int at = 0; at < n; at += 4 * THREADS) {
-        uint64_t x[4];
-        for (int j = 0; j < 4; j++) {
-            int i = at + j * THREADS + threadIdx.x;
-            x[j] = i < n ? items[i] : 0;
-        }
-        __syncthreads(); /* all of the piece is read: it may be overwritten */
-        for (int j = 0; j < 4; j++) {
-            bool keep = at + j * THREADS + (int)threadIdx.x < n && x[j] >= floor;
-            uint32_t votes = __ballot_sync(0xFFFFFFFFu, keep);
-            int to = 0;
-            if (lane == 0 && votes)
-                to = atomicAdd(&s->kept, __popc(votes));
-            to = __shfl_sync(0xFFFFFFFFu, to, 0) + __popc(votes & ((1u << lane) - 1));
-            if (keep)
-                items[to] = x[j];
-        }
-    }
-    __syncthreads();
-    return s->kept;
+    int lane = team.rank() % 32, to = 0;
+    uint32_t votes = __ballot_sync(0xFFFFFFFFu, keep);
+    if (lane == 0 && votes)
+        to = (int)team.add(SELECT_KEPT, __popc(votes));
+    to = __shfl_sync(0xFFFFFFFFu, to, 0) + __popc(votes & ((1u << lane) - 1));
+    if (keep)
+        items[to] = x;
 }
 
-/* The block's row state: all threads call, with no append under way. */
-static __device__ void keep_largest(uint64_t *items, int *count, uint64_t *floor, int k,
-                                    struct select_shared *s)
+/* Moves the items >= floor to the front, in place; returns their number. */
+template <class TEAM>
+static __device__ int keep_above(const TEAM &team, uint64_t *items, int n, uint64_t floor)
 {
-    uint64_t low = find_floor(items, *count, k, s);
-    int n = keep_above(items, *count, low, s);
-    if (threadIdx.x == 0) {
-        *count = n;
-        *floor = low;
+    const int threads = TEAM::THREADS;
+    int rank = team.rank();
+    if (rank == 0)
+        team.put(SELECT_KEPT, 0u);
+    for (int at = 0; at < n; at += 4 * threads) {
+        uint64_t x[4];
+        for (int j = 0; j < 4; j++) {
+            int i = at + j * threads + rank;
+            x[j] = i < n ? items[i] : 0;
+        }
+        team.sync(); /* all of the piece is read: it may be overwritten */
+        for (int j = 0; j < 4; j++)
+            keep_items(team, items, at + j * threads + rank < n && x[j] >= floor, x[j]);
     }
-    __syncthreads();
+    team.sync();
+    return (int)team.template get<uint32_t>(SELECT_KEPT);
+}
+
+/* Leaves the k largest of *n > k items; returns the smallest of them, the floor. No append is under
+ * way. */
+template <class TEAM>
+static __device__ uint64_t keep_largest(const TEAM &team, uint64_t *items, int *n, int k,
+                                        uint64_t *largest)
+{
+    uint64_t floor = find_floor(team, items, *n, k, largest);
+    *n = keep_above(team, items, *n, floor);
+    return floor;
+}
+
+/* Adds m other items to the n of a buffer, selecting when it is full; returns the new count. */
+template <class TEAM>
+static __device__ int join(const TEAM &team, uint64_t *items, int n, uint64_t floor,
+                           const uint64_t *other, int m, int k, int capacity)
+{
+    const int threads = TEAM::THREADS;
+    uint64_t largest;
+    for (int at = 0; at < m; at += threads) {
+        if (n > capacity - threads)
+            floor = keep_largest(team, items, &n, k, &largest);
+        team.sync(); /* all have read SELECT_KEPT */
+        if (team.rank() == 0)
+            team.put(SELECT_KEPT, (uint32_t)n);
+        team.sync();
+        uint64_t x = at + team.rank() < m ? other[at + team.rank()] : 0;
+        keep_items(team, items, x && x >= floor, x);
+        team.sync();
+        n = (int)team.template get<uint32_t>(SELECT_KEPT);
+    }
+    return n;
 }
 
 /* Adds the items of lanes that `accept`; whole warps call. Returns the row's count after it. */
@@ -176,23 +248,37 @@ __device__ __forceinline__ int sort_length(int n)
     return n <= 1 ? n : 1 << (32 - __clz(n - 1));
 }
 
+/* Items that are sorted: where the list is, or in the team's shared memory. */
+struct items_at {
+    uint64_t *p;
+    __device__ __forceinline__ uint64_t get(int i) const
+    {
+        return p[i];
+    }
+    __device__ __forceinline__ void put(int i, uint64_t x) const
+    {
+        p[i] = x;
+    }
+};
+
 /* Bitonic, largest first; n is 0, 1 or a power of two. */
-static __device__ void sort(uint64_t *x, int n)
+template <class TEAM, class ITEMS>
+static __device__ void sort(const TEAM &team, const ITEMS &x, int n)
 {
     for (int size = 2; size <= n; size *= 2) {
         for (int stride = size / 2; stride; stride /= 2) {
-            __syncthreads();
-            for (int i = threadIdx.x; i < n / 2; i += THREADS) {
+            team.sync();
+            for (int i = team.rank(); i < n / 2; i += TEAM::THREADS) {
                 int a = 2 * i - (i & (stride - 1)), b = a + stride;
-                uint64_t p = x[a], q = x[b];
+                uint64_t p = x.get(a), q = x.get(b);
                 if ((p < q) == ((a & size) == 0)) {
-                    x[a] = q;
-                    x[b] = p;
+                    x.put(a, q);
+                    x.put(b, p);
                 }
             }
         }
     }
-    __syncthreads();
+    team.sync();
 }
 
 /* Where a row's list goes; entry = index - base. */
@@ -205,44 +291,47 @@ struct list_out {
     bool ascending;
 };
 
-/* Selects, sorts and writes a row. items has room for sort_length(k); scratch, in shared memory, is
- * used where the list fits its `room` items. */
-static __device__ void finish_row(uint64_t *items, int *count, uint64_t *floor, int k,
-                                  uint64_t *scratch, int room, struct select_shared *s,
-                                  const struct list_out &out)
+/* Sorts the n selected items in `to` (may be where they are) and writes the row. */
+template <class TEAM, class ITEMS>
+static __device__ void write_row(const TEAM &team, const uint64_t *items, int n, const ITEMS &to,
+                                 const struct list_out &out)
 {
-    if (*count > k)
-        keep_largest(items, count, floor, k, s);
-    int n = *count, length = sort_length(n);
-    uint64_t *x = length <= room ? scratch : items;
-    for (int i = threadIdx.x; i < length; i += THREADS) {
+    int length = sort_length(n);
+    for (int i = team.rank(); i < length; i += TEAM::THREADS) {
         uint64_t item = i < n ? items[i] : 0;
         /* Complemented indices descend where indices ascend. */
-        x[i] = out.ascending ? item << 32 | item >> 32 : item;
+        to.put(i, out.ascending ? item << 32 | item >> 32 : item);
     }
-    sort(x, length);
-    for (int64_t i = threadIdx.x; i < out.topk; i += THREADS) {
-        uint64_t item = i < n ? x[i] : 0;
+    sort(team, to, length);
+    for (int64_t i = team.rank(); i < out.topk; i += TEAM::THREADS) {
+        uint64_t item = i < n ? to.get((int)i) : 0;
         uint32_t index = ~(uint32_t)(out.ascending ? item >> 32 : item);
         uint32_t score = (uint32_t)(out.ascending ? item : item >> 32);
         out.indices[i] = i < n ? (int32_t)index - out.base : -1;
         if (out.scores)
             out.scores[i] = i < n ? score_of(score) : -INFINITY;
     }
-    if (out.len && threadIdx.x == 0)
+    if (out.len && team.rank() == 0)
         *out.len = n;
-    __syncthreads();
+    team.sync();
 }
 
-/* Items of one row's buffer: the more, the fewer selections. At least k and what comes in between
- * two looks at the count, and room to sort k of them in place. */
-static inline int64_t select_capacity(int64_t k, int64_t step, bool small)
+/* Selects, sorts and writes a row of n items. items has room for sort_length(k); scratch, in shared
+ * memory, is used where the list fits its `room` items. */
+template <class TEAM, class ITEMS>
+static __device__ void finish_row(const TEAM &team, uint64_t *items, int n, int k,
+                                  const ITEMS &scratch, int room, const struct list_out &out)
 {
-    int64_t power = 1, most = small ? k + step : 3 * k > k + 2 * step ? 3 * k : k + 2 * step;
-    while (power < k)
-        power *= 2;
-    most = most > power ? most : power;
-    return (most + 15) & ~(int64_t)15;
+    uint64_t largest;
+    if (n > k)
+        keep_largest(team, items, &n, k, &largest);
+    team.sync();
+    if (sort_length(n) <= room) {
+        write_row(team, items, n, scratch, out);
+    } else {
+        struct items_at in_place = {items};
+        write_row(team, items, n, in_place, out);
+    }
 }
 
 #endif

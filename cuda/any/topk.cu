@@ -12,6 +12,7 @@ extern "C" {
 static const int STEP = 2048;       /* scores between two looks at the count */
 static const int SORT_ITEMS = 2048; /* lists up to this are sorted in shared memory */
 static const int BLOCKS_SM = 5;
+static const int THREADS = 256;
 
 struct topk_launch {
     const float *in;
@@ -26,10 +27,13 @@ struct topk_launch {
 
 __global__ void __launch_bounds__(THREADS, BLOCKS_SM) topk_kernel(struct topk_launch a)
 {
-    __shared__ struct select_shared select;
+    __shared__ __align__(16) char select[SELECT_BYTES];
     __shared__ uint64_t sorted[SORT_ITEMS];
-    __shared__ uint64_t floor;
     __shared__ int count, need_at[2];
+    const struct block_team<THREADS> team = {
+        select
+    };
+    const struct items_at scratch = {sorted};
     uint64_t *items = a.items + (int64_t)blockIdx.x * a.capacity;
     for (int64_t r = blockIdx.x; r < a.rows; r += gridDim.x) {
         int start = a.key_start ? max(0, a.key_start[r]) : 0;
@@ -37,7 +41,6 @@ __global__ void __launch_bounds__(THREADS, BLOCKS_SM) topk_kernel(struct topk_la
         const float *in = a.in + r * a.stride;
         if (threadIdx.x == 0) {
             count = 0;
-            floor = 0;
             need_at[0] = need_at[1] = -1;
         }
         __syncthreads();
@@ -59,8 +62,12 @@ __global__ void __launch_bounds__(THREADS, BLOCKS_SM) topk_kernel(struct topk_la
             }
             /* Counted up in the step before: all threads agree. */
             if (need_at[step & 1] == step) {
-                keep_largest(items, &count, &floor, a.k, &select);
-                least = floor;
+                int n = count;
+                uint64_t largest;
+                least = keep_largest(team, items, &n, a.k, &largest);
+                if (threadIdx.x == 0)
+                    count = n;
+                __syncthreads();
             }
 #pragma unroll
             for (int j = 0; j < STEP / THREADS; j++) {
@@ -79,7 +86,7 @@ __global__ void __launch_bounds__(THREADS, BLOCKS_SM) topk_kernel(struct topk_la
         out.topk = a.topk;
         out.base = a.relative ? start : 0;
         out.ascending = a.ascending;
-        finish_row(items, &count, &floor, a.k, sorted, SORT_ITEMS, &select, out);
+        finish_row(team, items, count, a.k, scratch, SORT_ITEMS, out);
     }
 }
 
@@ -103,7 +110,7 @@ static mla_status layout(const char *function, const mla_context *context, const
     for (int small = 0; small < 2; small++) {
         *blocks = (int64_t)processors * BLOCKS_SM;
         *blocks = *blocks < a->rows ? *blocks : a->rows > 1 ? a->rows : 1;
-        *capacity = select_capacity(*k, STEP, small);
+        *capacity = mla_index_capacity(*k, STEP, small);
         bytes = (size_t)*capacity * sizeof(uint64_t);
         if (!limit || bytes <= limit) {
             if (limit && (size_t)*blocks > limit / bytes)

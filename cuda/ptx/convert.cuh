@@ -130,4 +130,16 @@ __device__ __forceinline__ float max3_f32(float a, float b, float c)
 #endif
 }
 
+/* The larger; NaN if one is. */
+__device__ __forceinline__ float max_nan_f32(float a, float b)
+{
+#ifdef MLA_MODEL
+    return a != a || b != b ? __builtin_nanf("") : a > b ? a : b;
+#else
+    float r;
+    asm("max.NaN.f32 %0, %1, %2;\n" : "=f"(r) : "f"(a), "f"(b));
+    return r;
+#endif
+}
+
 #endif

@@ -82,6 +82,9 @@ typedef struct mla_index_args {
     int64_t logits_columns;       /* C >= keys of the longest request; 0 = no logits wanted */
     mla_precision precision;      /* FP32 as deployed, or FP64: the oracle; CPU */
     size_t workspace_limit_bytes; /* 0 = the backend's default; less memory, same result */
+    const char *kernel;           /* NULL = choose; on CUDA index_logits_any, index_logits_sm100: a
+                                     name never falls back. An MLA_KERNEL in the environment that
+                                     begins with index_logits does the same */
 
     /* Inputs; backend memory. */
     mla_tensor q;        /* [T, Hi, D] of q_format (fp4 [T, Hi, D/2] bytes) */
@@ -111,8 +114,9 @@ MLA_API mla_status mla_index_workspace_bytes(const mla_context *context, const m
  * stream must be NULL and the call returns when done. Order among scores: larger first, -0 = +0,
  * NaN below -inf, lower index first among equals; every key that the row sees counts, whatever its
  * score. Nothing is written unless the status is MLA_OK. MLA_ERR_ARGUMENT, MLA_ERR_UNSUPPORTED
- * (CUDA: formats other than bf16 and fp8, dim above 128, FP64), MLA_ERR_CUDA. Any number of threads
- * may share context and inputs, each with its own workspace and outputs. */
+ * (CUDA: formats other than bf16 and fp8, dim above 128, FP64, a named kernel that does not take
+ * the call), MLA_ERR_CUDA. Any number of threads may share context and inputs, each with its own
+ * workspace and outputs. */
 MLA_API mla_status mla_index_run(const mla_context *context, const mla_index_args *args,
                                  void *workspace, size_t workspace_bytes, void *stream);
 
