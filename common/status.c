@@ -2,6 +2,8 @@
 /* Status names, the thread-local sentence, and the one allocator. */
 #include "status.h"
 
+#include "trace.h"
+
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -60,6 +62,8 @@ int mla_exit_status(mla_status status)
         return 4;
     }
 }
+
+_Thread_local const struct mla_trace *mla_trace;
 
 /* Failure injection for tests; see status.h. Relaxed is enough: tests that use it have one thread,
  * and others only ever read zero. */

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* mla bench: timings of problems on every route they admit, each judged on a sample of rows. */
 #include "command.h"
+#include "routes.h"
 
 #include "bench/bench.h"
 #include "bench/yardstick.h"
@@ -32,6 +33,7 @@ struct bench {
     FILE *text;
     json_t *results;
     bool failed;
+    struct route_bench by_route; /* with --routes or --plot */
 };
 
 struct timing {
@@ -172,6 +174,8 @@ static mla_status time_route(struct bench *o, struct mla_case *k, const char *so
 static mla_status bench_source(struct bench *o, const char *source)
 {
     struct mla_case k;
+    if (o->by_route.routes)
+        return mla_route_bench_source(&o->by_route, source);
     mla_status status = mla_case_open(source, &k, mla_warning, NULL);
     if (status)
         return status;
@@ -255,7 +259,13 @@ static int run_all(struct bench *o, const struct text_list *files)
     if (!o->csv)
         fprintf(o->text, "# mla %s, commit %s; %s\n# %s\n", mla_version(), MLA_COMMIT,
                 mla_cpu_name(), about);
-    print_legend(o);
+    if (o->by_route.routes) {
+        o->by_route.text = o->text;
+        o->by_route.batches_left = files->count + o->batches.count;
+        mla_route_bench_legend(&o->by_route);
+    } else {
+        print_legend(o);
+    }
     mla_status status = MLA_OK;
     for (int i = 0; i < files->count && !status; i++)
         status = bench_source(o, files->items[i]);
@@ -266,6 +276,12 @@ static int run_all(struct bench *o, const struct text_list *files)
     if (status)
         return mla_report(o->command, status);
     int exit_status = o->failed ? EXIT_OUTSIDE : EXIT_DONE;
+    if (o->by_route.routes) {
+        json_decref(o->results);
+        o->results = mla_route_bench_json(&o->by_route);
+        if (o->plot)
+            exit_status = mla_route_plot(&o->by_route, about, o->plot);
+    }
     if (o->json) {
         json_t *root =
             json_pack("{s:s, s:s, s:s, s:s, s:O}", "version", mla_version(), "commit", MLA_COMMIT,
@@ -326,8 +342,9 @@ static int run_bench(const struct command *command, int argc, char **argv)
         {"quick", 0, OPTION_FLAG, &o.quick, NULL, "of the sgemm table: fewer query rows"},
         {"csv", 0, OPTION_FLAG, &o.csv, NULL, "comma-separated values"},
         {"json", 0, OPTION_TEXT, &o.json, "FILE", "the same as JSON; - = stdout"},
-        {"routes", 0, OPTION_TEXT, &o.routes, "LIST", "curves by route (not in this build)"},
-        {"plot", 0, OPTION_TEXT, &o.plot, "FILE.png", "curves as a picture (not in this build)"},
+        {"routes", 0, OPTION_TEXT, &o.routes, "LIST",
+         "all, or routes: end to end and by part, unjudged"},
+        {"plot", 0, OPTION_TEXT, &o.plot, "FILE", "of --routes: .html, or .png through gnuplot"},
         {0},
     };
     int exit_status;
@@ -337,10 +354,19 @@ static int run_bench(const struct command *command, int argc, char **argv)
         o.model = "deepseek-v3.2";
     bool problems = files.count || o.configs.count || o.batches.count;
     bool words = o.model || o.form || o.heads || o.topk || o.fill || o.cache || o.page || o.seed;
-    if (o.routes || o.plot) {
-        fprintf(stderr, "mla bench: --%s: got it, but this build measures no crossovers to draw\n",
-                o.routes ? "routes" : "plot");
-        exit_status = EXIT_NOT_HERE;
+    if (o.routes || o.plot)
+        o.by_route = (struct route_bench){.command = command,
+                                          .compute = &o.compute,
+                                          .routes = o.routes ? o.routes : "all",
+                                          .repeats = o.repeats,
+                                          .csv = o.csv};
+    if (o.by_route.routes && !problems) {
+        exit_status = mla_usage(command,
+                                "--%s: got it without problems, want --batch, --config or "
+                                "a problem",
+                                o.routes ? "routes" : "plot");
+    } else if (o.by_route.routes && o.compute.route) {
+        exit_status = mla_usage(command, "--route: got it beside --routes, want one of the two");
     } else if (words && !o.batches.count) {
         exit_status = mla_usage(command, "--batch: got nothing, want "
                                          "[count]q<query_len>[k][s<kv_len>[k]],...");
@@ -354,6 +380,8 @@ static int run_bench(const struct command *command, int argc, char **argv)
     } else {
         exit_status = mla_compute_words(command, &o.compute);
     }
+    if (!exit_status && o.by_route.routes)
+        exit_status = mla_route_bench_words(&o.by_route);
     if (!exit_status)
         exit_status = mla_compute_open(command, &o.compute);
     if (!exit_status) {
@@ -368,6 +396,7 @@ static int run_bench(const struct command *command, int argc, char **argv)
         mla_text_close(o.text);
         json_decref(o.results);
     }
+    mla_route_bench_free(&o.by_route);
     mla_compute_close(&o.compute);
     mla_options_free(options, &files);
     return exit_status;

@@ -16,6 +16,7 @@
 #include "latent.h"
 #include "mha_plan.h"
 #include "status.h"
+#include "trace.h"
 
 #include <inttypes.h>
 #include <stdio.h>
@@ -373,10 +374,12 @@ static mla_status run_group(const struct mla_job *job, const struct group *g, co
     const mla_problem *p = job->problem;
     struct layout l = layout_of(p, g);
     struct rows rows;
+    mla_trace_part("gather", stream);
     mla_status status = gather(job, g, t, &l, workspace, stream, &rows);
     for (int64_t head = 0; status == MLA_OK && head < p->heads_q; head += g->heads) {
         int64_t heads = p->heads_q - head < g->heads ? p->heads_q - head : g->heads;
         struct mla_mha_operands part = *o;
+        mla_trace_part("project", stream);
         status = project(job, g, t, &l, workspace, &rows, head, heads, stream);
         if (status != MLA_OK)
             break;

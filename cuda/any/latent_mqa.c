@@ -7,6 +7,7 @@
 #include "latent.h"
 #include "mqa_plan.h"
 #include "status.h"
+#include "trace.h"
 
 #include <inttypes.h>
 #include <stdio.h>
@@ -325,9 +326,12 @@ mla_status mla_mqa_latent_run(const struct mla_job *job, const mla_tensors *t, v
         return status;
     for (int64_t i = 0; status == MLA_OK && i < plan->num_passes; i++) {
         const struct pass *pass = &plan->passes[i];
+        mla_trace_part("project", stream);
         status = each_run(job, pass, absorb, t, workspace, stream);
+        mla_trace_part("attention", stream);
         if (status == MLA_OK)
             status = attend(job, pass, t, workspace, stream);
+        mla_trace_part("project", stream);
         if (status == MLA_OK)
             status = each_run(job, pass, expand, t, workspace, stream);
     }

@@ -5,6 +5,7 @@
 
 #include "cuda/device.h"
 #include "status.h"
+#include "trace.h"
 
 #include <inttypes.h>
 #include <math.h>
@@ -406,11 +407,13 @@ mla_status mla_mha_launch(const struct mla_job *job, const struct mla_mha_plan *
             a.mask = plan->from_lists ? bits : t->mask.data;
             a.mask_stride = plan->from_lists ? plan->words : mla_stride0(&t->mask, plan->words);
             if (build_mask || plan->num_passes > 1) {
+                mla_trace_part("mask", stream);
                 mla_status status = make_mask(job, plan, t, pass, bits, columns, stream);
                 if (status != MLA_OK)
                     return status;
             }
         }
+        mla_trace_part("attention", stream);
         mla_status status = plan->engine->launch(job, &plan->tile, &a, o, stream);
         if (status != MLA_OK)
             return status;
