@@ -4,8 +4,17 @@
 #include "device.h"
 
 static const struct mla_kernel *const kernels[] = {
-    &mla_mqa_any,     &mla_mqa_latent_any, &mla_mha_any, &mla_mha_latent_any,
-    &mla_mqa_generic, &mla_mha_generic,    NULL};
+#ifdef MLA_WITH_SM100
+    &mla_mqa_decode_sm100,
+    &mla_mqa_decode_latent_sm100,
+#endif
+    &mla_mqa_any,
+    &mla_mqa_latent_any,
+    &mla_mha_any,
+    &mla_mha_latent_any,
+    &mla_mqa_generic,
+    &mla_mha_generic,
+    NULL};
 
 const struct mla_backend_ops mla_cuda_backend = {
     .backend = MLA_BACKEND_CUDA,

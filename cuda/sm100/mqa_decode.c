@@ -1,0 +1,166 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* mqa_decode: the engine for decode on sm_100: tiles, key splits, tensor maps. Device side:
+ * mqa_decode.cu. */
+#include "mqa_decode.h"
+
+#include "any/mqa_plan.h"
+#include "device.h"
+#include "format.h"
+#include "status.h"
+
+#include <inttypes.h>
+#include <stdio.h>
+
+enum {
+    TILES = 3,
+    MOST_QUERY_TOKENS = 16,
+    SMS = 148, /* a request with as many row tiles needs no splits */
+    MOST_SPLITS = 64,
+    LEAST_BOX_ROWS = 8 /* smaller pages: more TMA instructions than rows are worth */
+};
+static const int tile_rows[TILES] = {16, 32, 64};
+/* Keys below which a split costs more than it gains; see mqa_any. */
+static const int64_t least_keys[TILES] = {1024, 2048, 4096};
+
+static bool supports(const struct mla_job *job, char *why, size_t bytes)
+{
+    int sm = job->context->sm;
+    if (sm != 100 && sm != 103) {
+        snprintf(why, bytes, "sm_%d, want sm_100 or sm_103", sm);
+        return false;
+    }
+    for (int64_t i = 0; i < job->num_requests; i++)
+        if (job->requests[i].query_len > MOST_QUERY_TOKENS) {
+            snprintf(why, bytes, "request %" PRId64 " of %" PRId64 " query tokens, at most %d",
+                     job->requests[i].index, job->requests[i].query_len, MOST_QUERY_TOKENS);
+            return false;
+        }
+    return true;
+}
+
+/* From the request's own shape alone: the batch around it changes no bit of its result. */
+static struct mla_mqa_cut cut(const struct mla_job *job, const struct mla_request *r)
+{
+    const mla_problem *p = job->problem;
+    bool lists = mla_mqa_uses_lists(job);
+    int64_t all = r->query_len * p->heads_q, keys = lists ? p->topk : r->seq_len_kv;
+    int64_t together = lists ? p->heads_q : all; /* rows that share keys */
+    struct mla_mqa_cut c = {.tile = together <= 16 ? 0 : together <= 32 ? 1 : 2};
+    int64_t rows = tile_rows[c.tile];
+    c.tiles = lists ? r->query_len * ((p->heads_q + rows - 1) / rows) : (all + rows - 1) / rows;
+    if (c.tiles == 0)
+        return c;
+    int64_t steps = (keys + MLA_DECODE_KEYS - 1) / MLA_DECODE_KEYS;
+    c.splits = job->wanted_splits;
+    if (c.splits == 0) {
+        /* Lists are short: half the latency is worth a few percent of throughput. */
+        int64_t room = SMS / c.tiles, most = keys / least_keys[lists ? 0 : c.tile];
+        c.splits = most < room ? most : room;
+        c.splits = c.splits < MOST_SPLITS ? c.splits : MOST_SPLITS;
+    }
+    c.splits = c.splits < steps ? c.splits : steps;
+    c.splits = c.splits < 1 ? 1 : c.splits;
+    return c;
+}
+
+static struct mla_mqa_tile tile(const mla_problem *p, int index)
+{
+    (void)p;
+    return mla_mqa_decode_tile(tile_rows[index]);
+}
+
+/* Maps of a plain cache whose tiles of keys TMA can bring; otherwise box_rows stays 0. */
+static mla_status set_maps(const mla_problem *p, struct mla_decode_args *g)
+{
+    const struct mla_mqa_cache *c = &g->a.cache;
+    int64_t size = c->page_size, pages = c->num_pages, rope_bytes = c->row_bytes, keys = 0;
+    int64_t page_bytes = c->page_bytes, limit = (int64_t)1 << 40;
+    uint32_t rows = MLA_DECODE_KEYS;
+    if (mla_cache_is_packed(p->cache_format) || g->a.topk || g->a.mask || c->align != 16)
+        return MLA_OK;
+    if (size) {
+        rows = size < MLA_DECODE_KEYS ? (uint32_t)size : MLA_DECODE_KEYS;
+        if (rows < LEAST_BOX_ROWS || MLA_DECODE_KEYS % rows || size % rows)
+            return MLA_OK;
+    } else {
+        for (int64_t b = 0; b < p->batch; b++)
+            keys += p->seq_lens_kv[b];
+        size = keys;
+        pages = 1;
+        page_bytes = c->row_bytes;
+        rope_bytes = c->rope_row_bytes;
+    }
+    if (size == 0 || pages == 0 || c->row_bytes >= limit || page_bytes >= limit ||
+        rope_bytes >= limit)
+        return MLA_OK;
+    uint64_t dims[3] = {MLA_MQA_LATENT, (uint64_t)size, (uint64_t)pages};
+    uint64_t strides[2] = {(uint64_t)c->row_bytes, (uint64_t)page_bytes};
+    const uint32_t box[3] = {64, rows, 1};
+    mla_status status = mla_tensor_map_tiled(&g->latent, 2, 3, c->data, dims, strides, box, 128);
+    if (status == MLA_OK && p->qk_rope_dim) {
+        dims[0] = (uint64_t)p->qk_rope_dim;
+        strides[0] = (uint64_t)rope_bytes;
+        if (c->page_size == 0)
+            strides[1] = strides[0];
+        status = mla_tensor_map_tiled(&g->rope, 2, 3, c->rope, dims, strides, box, 128);
+    }
+    g->box_rows = (int32_t)rows;
+    return status;
+}
+
+/* Rows that are not 8-byte aligned go to the portable kernel of the same tile. */
+static mla_status launch_unaligned(const mla_problem *p, const struct mla_mqa_args *args,
+                                   const struct mla_mqa_launch *launch, void *stream)
+{
+    int rows = tile_rows[launch->tile], rope = (int)p->qk_rope_dim;
+    bool packed = mla_cache_is_packed(p->cache_format);
+    struct mla_mqa_tile any = p->q_dtype == MLA_BF16 ? mla_mqa_tile_bf16(rows, rope, packed)
+                                                     : mla_mqa_tile_f16(rows, rope, packed);
+    struct mla_mqa_args a = *args;
+    MLA_CUDA(cudaFuncSetAttribute(any.function, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                  (int)any.shared_bytes));
+    return mla_mqa_launch_grid(&any, &a, launch->blocks, stream);
+}
+
+static mla_status launch(const struct mla_job *job, const struct mla_mqa_tile *tile,
+                         const struct mla_mqa_args *args, const struct mla_mqa_launch *launch,
+                         void *stream)
+{
+    const mla_problem *p = job->problem;
+    if (args->cache.align < 8 || args->q_align < 8)
+        return launch_unaligned(p, args, launch, stream);
+    struct mla_decode_args g = {.a = *args,
+                                .bands = p->qk_rope_dim ? 9 : 8,
+                                .is_bf16 = p->q_dtype == MLA_BF16};
+    mla_status status = set_maps(p, &g);
+    return status == MLA_OK ? mla_mqa_launch_grid(tile, &g, launch->blocks, stream) : status;
+}
+
+static const struct mla_mqa_engine engine = {
+    .name = "mqa_decode_sm100",
+    .num_tiles = TILES,
+    .supports = supports,
+    .cut = cut,
+    .tile = tile,
+    .launch = launch,
+};
+
+const struct mla_kernel mla_mqa_decode_sm100 = {
+    .name = "mqa_decode_sm100",
+    .architecture = "sm_100f",
+    .proof = MLA_PROOF_COMPILED,
+    .formats = MLA_BIT(MLA_CACHE_BF16) | MLA_BIT(MLA_CACHE_F16) | MLA_BIT(MLA_CACHE_FP8_DS_MLA) |
+               MLA_BIT(MLA_CACHE_MODEL1) | MLA_BIT(MLA_CACHE_V41) | MLA_BIT(MLA_CACHE_NVFP4_DS_MLA),
+    .engine = &engine,
+    MLA_MQA_ABSORBED_ROW,
+};
+
+const struct mla_kernel mla_mqa_decode_latent_sm100 = {
+    .name = "mqa_decode_latent_sm100",
+    .architecture = "sm_100f",
+    .proof = MLA_PROOF_COMPILED,
+    .formats = MLA_BIT(MLA_CACHE_BF16) | MLA_BIT(MLA_CACHE_F16) | MLA_BIT(MLA_CACHE_FP8_DS_MLA) |
+               MLA_BIT(MLA_CACHE_NVFP4_DS_MLA),
+    .engine = &engine,
+    MLA_MQA_LATENT_ROW,
+};

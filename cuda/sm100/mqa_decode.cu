@@ -1,0 +1,694 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Absorbed-form attention for few query rows on tcgen05: out = softmax(scale · q · K^T) · K[:, :512].
+ * HEADER */
+#include "mqa_decode_keys.cuh"
+#include "ptx/barrier.cuh"
+#include "ptx/launch.cuh"
+#include "ptx/tcgen05.cuh"
+#include "ptx/tma.cuh"
+#include "ptx/warp.cuh"
+#include "ring.cuh"
+
+#ifndef MLA_MUTANT
+#define MLA_MUTANT 0
+#endif
+
+static const int THREADS = MLA_DECODE_THREADS;
+static const int SOFTMAX_WARPS = 4; /* warps 0 to 3: lanes of TMEM by warp % 4 */
+static const int LOADER_WARP = SOFTMAX_WARPS, LOADER_WARPS = LOADERS / 32;
+static const int SCORE_WARP = LOADER_WARP + LOADER_WARPS;
+static const int OUT_WARP = SCORE_WARP + 1;
+static const int TMA_WARP = OUT_WARP + 1;
+/* One warp more makes whole warpgroups, which is what registers are handed out to. */
+static_assert(32 * (TMA_WARP + 2) == THREADS, "roles make up the block");
+/* Registers a thread: warps with arithmetic, the others. */
+static const int MANY = 152, FEW = 56;
+static_assert(128 * (3 * MANY + FEW) == 65536, "registers of an SM");
+static const int MOST_SHARED = 232448;
+static const int LATENT_BANDS = MLA_MQA_LATENT / 64, MOST_BANDS = LATENT_BANDS + 1;
+static const int TILE_PAIRS = LATENT_BANDS / 2;
+static const int DIM_GROUPS = MLA_MQA_LATENT / 128; /* accumulators, 128 columns of out each */
+
+template <int ROWS> struct tile {
+    static const int pairs = ROWS == 16 ? 11 : ROWS == 32 ? 10 : 8; /* stages of the key ring */
+    static const int ropes = ROWS == 64 ? 1 : 2;
+    static const int rope_at = pairs * PAIR_BYTES;
+    static const int q_at = rope_at + ropes * BAND_BYTES;
+    static const int q_band = ROWS * 128;
+    static const int p_at = q_at + MOST_BANDS * q_band;
+    static const int p_bytes = KEYS * ROWS * 2;
+    static const int exchange_at = p_at + p_bytes; /* [2][warp][row] floats */
+    static const int exchange_half = SOFTMAX_WARPS * ROWS * 4;
+    static const int factors_at = exchange_at + 2 * exchange_half; /* [warp][row] floats */
+    static const int limits_at = factors_at + exchange_half;       /* [row] ints */
+    static const int bars_at = limits_at + ROWS * 4;
+    static const int full = 0, empty = full + pairs, rope_full = empty + pairs,
+                     rope_empty = rope_full + ropes, s_full = rope_empty + ropes,
+                     s_free = s_full + 2, p_full = s_free + 2, out_done = p_full + 1,
+                     bars = out_done + 1;
+    static const int tmem_at = bars_at + bars * 8;
+    static const int shared_bytes = tmem_at + 8;
+    static const int s_column = DIM_GROUPS * ROWS; /* scores, two buffers */
+    static const int columns = ROWS == 16 ? 128 : ROWS == 32 ? 256 : 512;
+    static_assert(s_column + 2 * ROWS <= columns, "TMEM: output and two buffers of scores");
+    static_assert(shared_bytes <= MOST_SHARED, "227 KiB a block");
+    static_assert(bars_at % 8 == 0 && q_band % 1024 == 0 && p_at % 1024 == 0, "alignment");
+    /* P and the swizzle of its rows of 2 · ROWS bytes */
+    static const int p_swizzle = 2 * ROWS;
+};
+
+template <class S> __device__ __forceinline__ u32 bar_of(u32 smem, int index)
+{
+    return smem + S::bars_at + 8 * index;
+}
+
+/* ------------------------------------------------------------------- start */
+
+/* 16 bytes of a query row whose address is a multiple of 16 if wide, else of 8. */
+__device__ __forceinline__ uint4 fetch_unit(const char *from, bool see, bool wide)
+{
+    uint32_t x[4];
+    fetch_words<4>(x, from, see, wide);
+    return make_uint4(x[0], x[1], x[2], x[3]);
+}
+
+/* Q, K-major with 128-byte swizzle, a tile a band; rows past the last are zeros. Exclusive end of
+ * the keys that each row may see. */
+template <int ROWS>
+__device__ __forceinline__ void load_q(const struct mla_decode_args &g, const struct work &w,
+                                       u32 smem)
+{
+    typedef tile<ROWS> S;
+    const struct mla_mqa_args &a = g.a;
+    int units = g.bands * 8;
+    for (int i = threadIdx.x; i < ROWS * units; i += THREADS) {
+        int row = i / units, unit = i % units, at = w.row0 + min(row, w.rows - 1);
+        const char *from = a.q + (int64_t)(w.r.q_start + at / a.heads) * a.q_stride[0] +
+                           at % a.heads * a.q_stride[1] + 16 * unit;
+        u32 to = smem + S::q_at + unit / 8 * S::q_band + row * 128 + ((unit % 8 ^ row % 8) << 4);
+        st_shared(to, fetch_unit(from, row < w.rows, a.q_align == 16));
+    }
+    if (threadIdx.x < ROWS) {
+        int at = w.row0 + min((int)threadIdx.x, w.rows - 1);
+        st_shared(smem + S::limits_at + 4 * threadIdx.x,
+                  min(w.seq_len, causal_end(a, w, at / a.heads)));
+    }
+}
+
+template <class S> __device__ __forceinline__ void init_barriers(u32 smem)
+{
+    for (int i = 0; i < S::bars; i++) {
+        int count = 1; /* commits */
+        if (i < S::empty || (i >= S::rope_full && i < S::rope_empty))
+            count = LOADER_WARPS;
+        if ((i >= S::s_free && i < S::p_full) || i == S::p_full)
+            count = SOFTMAX_WARPS * 32;
+        mbarrier_init(bar_of<S>(smem, i), count);
+    }
+    fence_mbarrier_init();
+}
+
+/* ----------------------------------------------------------------- keys: TMA */
+
+/* Tiles [first, whole) of a plain dense cache: all 64 keys lie before the end of what the rows see.
+ * Pages that are out of range become a coordinate past the last page: zeros. */
+template <int ROWS>
+__device__ __forceinline__ void tma_role(const struct mla_decode_args &g, const struct work &w,
+                                         u32 smem, int first, int whole)
+{
+    typedef tile<ROWS> S;
+    const struct mla_mqa_cache &c = g.a.cache;
+    int lane = threadIdx.x % 32, boxes = KEYS / g.box_rows;
+    ring<S::pairs> pair;
+    ring<S::ropes> rope;
+    if (lane == 0) {
+        tma_prefetch_map(&g.latent);
+        if (g.bands > LATENT_BANDS)
+            tma_prefetch_map(&g.rope);
+    }
+    for (int t = first; t < whole; t++) {
+        /* Lane i: where box i begins. */
+        int key = t * KEYS + min(lane, boxes - 1) * g.box_rows;
+        int slot = w.r.kv_start + key, page = 0;
+        if (w.pages) {
+            page = fetch_page(g.a, w, key);
+            if (page < 0 || page >= c.num_pages)
+                page = c.num_pages;
+            slot = key - page_column(&c, key) * c.page_size;
+        }
+        for (int p = 0; p < TILE_PAIRS; p++) {
+            u32 full = bar_of<S>(smem, S::full + pair.stage);
+            u32 to = smem + pair.stage * PAIR_BYTES;
+            mbarrier_wait(bar_of<S>(smem, S::empty + pair.stage), pair.phase ^ 1);
+            if (lane == 0)
+                mbarrier_arrive_expect_tx(full, PAIR_BYTES);
+            else if (lane < LOADER_WARPS)
+                mbarrier_arrive(full);
+            for (int b = 0; b < boxes; b++) {
+                int at = __shfl_sync(0xFFFFFFFFu, slot, b);
+                int of = __shfl_sync(0xFFFFFFFFu, page, b);
+                if (lane == 0)
+                    for (int h = 0; h < 2; h++)
+                        tma_load_3d(to + h * BAND_BYTES + b * g.box_rows * 128, &g.latent, full,
+                                    (2 * p + h) * 64, at, of);
+            }
+            pair.next();
+        }
+        if (g.bands == LATENT_BANDS)
+            continue;
+        u32 full = bar_of<S>(smem, S::rope_full + rope.stage);
+        u32 to = smem + S::rope_at + rope.stage * BAND_BYTES;
+        mbarrier_wait(bar_of<S>(smem, S::rope_empty + rope.stage), rope.phase ^ 1);
+        if (lane == 0)
+            mbarrier_arrive_expect_tx(full, BAND_BYTES);
+        else if (lane < LOADER_WARPS)
+            mbarrier_arrive(full);
+        for (int b = 0; b < boxes; b++) {
+            int at = __shfl_sync(0xFFFFFFFFu, slot, b);
+            int of = __shfl_sync(0xFFFFFFFFu, page, b);
+            if (lane == 0)
+                tma_load_3d(to + b * g.box_rows * 128, &g.rope, full, 0, at, of);
+        }
+        rope.next();
+    }
+}
+
+/* ------------------------------------------------------- keys: any cache format */
+
+/* One band's 16 columns of this thread to its place. */
+__device__ __forceinline__ void store_columns(u32 band, int key, int part, const uint4 x[2])
+{
+    u32 row = band + key * 128;
+    st_shared(row + ((2 * part ^ key % 8) << 4), x[0]);
+    st_shared(row + (((2 * part + 1) ^ key % 8) << 4), x[1]);
+}
+
+/* This warp's writes are visible to the tensor core once the barrier's phase has ended. */
+__device__ __forceinline__ void stage_written(u32 full)
+{
+    fence_proxy_async();
+    __syncwarp();
+    if (threadIdx.x % 32 == 0)
+        mbarrier_arrive(full);
+}
+
+template <int ROWS, class F, class T>
+__device__ __forceinline__ void load_tiles(const struct mla_decode_args &g, const struct work &w,
+                                           u32 smem, const struct span &s, int first)
+{
+    typedef tile<ROWS> S;
+    int thread = threadIdx.x - LOADER_WARP * 32, part = thread % 4;
+    struct span mine = {first, s.last};
+    struct stream k;
+    start_stream(g.a, w, mine, thread / 4, &k);
+    ring<S::pairs> pair;
+    ring<S::ropes> rope;
+    pair.skip((first - s.first) * TILE_PAIRS % (2 * S::pairs));
+    rope.skip((first - s.first) % (2 * S::ropes));
+    struct raw_key<F> raw;
+    struct key_source from = source_of(g.a, w, k);
+#pragma unroll
+    for (int band = 0; band < LATENT_BANDS; band++)
+        fetch_latent(&raw, band, part, from);
+    if (g.bands > LATENT_BANDS)
+        fetch_rope(&raw, part, from);
+    fetch_scales<F>(raw.scale, part, from);
+    advance_stream(g.a, w, mine, first, &k);
+    for (int t = first; t < s.last; t++) {
+        /* What a band's registers held is replaced by the next tile's at once. */
+        from = source_of(g.a, w, k);
+        uint32_t scale[F::scale ? F::scale : 1];
+        fetch_scales<F>(scale, part, from);
+        advance_stream(g.a, w, mine, t + 1, &k);
+#pragma unroll
+        for (int p = 0; p < TILE_PAIRS; p++) {
+            mbarrier_wait(bar_of<S>(smem, S::empty + pair.stage), pair.phase ^ 1);
+#pragma unroll
+            for (int h = 0; h < 2; h++) {
+                uint4 x[2];
+                widen_latent<F, T>(raw, 2 * p + h, part, x);
+                store_columns(smem + pair.stage * PAIR_BYTES + h * BAND_BYTES, k.key, part, x);
+            }
+            stage_written(bar_of<S>(smem, S::full + pair.stage));
+#pragma unroll
+            for (int h = 0; h < 2; h++)
+                fetch_latent(&raw, 2 * p + h, part, from);
+            pair.next();
+        }
+        if (F::rope && g.bands > LATENT_BANDS) {
+            mbarrier_wait(bar_of<S>(smem, S::rope_empty + rope.stage), rope.phase ^ 1);
+            uint4 x[2];
+            widen_rope<F, T>(raw, x);
+            store_columns(smem + S::rope_at + rope.stage * BAND_BYTES, k.key, part, x);
+            stage_written(bar_of<S>(smem, S::rope_full + rope.stage));
+            fetch_rope(&raw, part, from);
+            rope.next();
+        }
+#pragma unroll
+        for (int i = 0; i < F::scale; i++)
+            raw.scale[i] = scale[i];
+    }
+}
+
+template <int ROWS, class T>
+__device__ __forceinline__ void loader_role(const struct mla_decode_args &g, const struct work &w,
+                                            u32 smem, const struct span &s, int first)
+{
+    switch (g.a.cache.format) {
+    case MLA_CACHE_FP8_DS_MLA:
+        load_tiles<ROWS, fp8_record, T>(g, w, smem, s, first);
+        break;
+    case MLA_CACHE_MODEL1:
+        load_tiles<ROWS, model1_record, T>(g, w, smem, s, first);
+        break;
+    case MLA_CACHE_V41:
+        load_tiles<ROWS, v41_record, T>(g, w, smem, s, first);
+        break;
+    case MLA_CACHE_NVFP4_DS_MLA:
+        load_tiles<ROWS, nvfp4_record, T>(g, w, smem, s, first);
+        break;
+    default:
+        load_tiles<ROWS, plain_record, bf16>(g, w, smem, s, first); /* 16 bits are 16 bits */
+        break;
+    }
+}
+
+/* ---------------------------------------------------------------- tensor core */
+
+/* Scores of each tile: [64 keys x ROWS] = K · Q^T, four steps of 16 columns a band. One thread. */
+template <int ROWS>
+__device__ __forceinline__ void score_role(const struct mla_decode_args &g, u32 smem, u32 tmem,
+                                           operand_type type, int tiles)
+{
+    typedef tile<ROWS> S;
+    u32 idesc = umma_idesc(64, ROWS, type, type, OPERAND_F32, false, false);
+    ring<S::pairs> pair;
+    ring<S::ropes> rope;
+    ring<2> buffer;
+    for (int t = 0; t < tiles; t++) {
+        u32 d = tmem + S::s_column + buffer.stage * ROWS;
+        mbarrier_wait(bar_of<S>(smem, S::s_free + buffer.stage), buffer.phase ^ 1);
+        tcgen05_fence_after();
+        for (int band = 0; band < g.bands; band++) {
+            u32 keys = smem + pair.stage * PAIR_BYTES + band % 2 * BAND_BYTES;
+            if (band == LATENT_BANDS) {
+                keys = smem + S::rope_at + rope.stage * BAND_BYTES;
+                mbarrier_wait(bar_of<S>(smem, S::rope_full + rope.stage), rope.phase);
+            } else if (band % 2 == 0) {
+                mbarrier_wait(bar_of<S>(smem, S::full + pair.stage), pair.phase);
+            }
+            u64 k_desc = umma_desc(keys, 16, 1024, 128);
+            u64 q_desc = umma_desc(smem + S::q_at + band * S::q_band, 16, 1024, 128);
+#pragma unroll
+            for (int k = 0; k < 4; k++) /* 32 bytes, in units of 16 */
+                tcgen05_mma_ss<1, KIND_F16>(d, k_desc + 2 * k, q_desc + 2 * k, idesc,
+                                            band > 0 || k > 0);
+            if (band == LATENT_BANDS) {
+                tcgen05_commit<1>(bar_of<S>(smem, S::rope_empty + rope.stage));
+                rope.next();
+            } else if (band % 2 == 1) {
+                pair.next();
+            }
+        }
+        tcgen05_commit<1>(bar_of<S>(smem, S::s_full + buffer.stage));
+        buffer.next();
+    }
+}
+
+/* Output: [128 columns x ROWS] += V^T · P^T of each pair of bands, four steps of 16 keys. A stage is
+ * free once its products are done. One thread. */
+template <int ROWS>
+__device__ __forceinline__ void out_role(u32 smem, u32 tmem, operand_type type, int tiles)
+{
+    typedef tile<ROWS> S;
+    u32 idesc = umma_idesc(128, ROWS, type, type, OPERAND_F32, true, true);
+    ring<S::pairs> pair;
+    for (int t = 0; t < tiles; t++) {
+        mbarrier_wait(bar_of<S>(smem, S::p_full), t & 1);
+        tcgen05_fence_after();
+        for (int p = 0; p < TILE_PAIRS; p++) {
+            /* 8 keys are 1024 bytes on, the pair's second 64 columns BAND_BYTES. */
+            u64 v_desc = umma_desc(smem + pair.stage * PAIR_BYTES, BAND_BYTES, 1024, 128);
+            u64 p_desc = umma_desc(smem + S::p_at, 16, 8 * S::p_swizzle, S::p_swizzle);
+#pragma unroll
+            for (int k = 0; k < KEYS / 16; k++)
+                tcgen05_mma_ss<1, KIND_F16>(tmem + p * ROWS, v_desc + k * (16 * 128 / 16),
+                                            p_desc + k * (16 * S::p_swizzle / 16), idesc,
+                                            t > 0 || k > 0);
+            tcgen05_commit<1>(bar_of<S>(smem, S::empty + pair.stage));
+            pair.next();
+        }
+        tcgen05_commit<1>(bar_of<S>(smem, S::out_done));
+    }
+}
+
+/* -------------------------------------------------------------------- softmax */
+
+/* A warp has 16 keys of a tile; a lane keys lane/4 and lane/4 + 8 of them, and of every eight rows
+ * rows 2·(lane%4) and + 1. Scores, largest scores and sums are held in that shape. */
+template <int ROWS> struct running {
+    static const int groups = ROWS / 8;
+    float top[groups][2], sum[groups][2];
+};
+
+/* Keys a row sees of this lane's two, for the tiles where rows differ. */
+__device__ __forceinline__ uint32_t row_sees(const struct mla_mqa_args &a, const struct work &w,
+                                             int row, int limit, int first)
+{
+    uint32_t bits = bits_below(limit - first);
+    if (a.mask) {
+        int token = (w.row0 + min(row, w.rows - 1)) / a.heads;
+        if (first / 32 * 32 < w.end)
+            bits &=
+                a.mask[(int64_t)(w.r.q_start + token) * a.mask_stride + first / 32] >> first % 32;
+        else
+            bits = 0;
+    }
+    return bits;
+}
+
+/* O (all columns of this warp's lanes) times the factor of each row. */
+template <int ROWS> __device__ __forceinline__ void rescale_out(u32 tmem_lanes, u32 from)
+{
+#pragma unroll 1
+    for (int c = 0; c < DIM_GROUPS * ROWS; c += 16) {
+        u32 x[16];
+        tcgen05_ld_32x32b(x, tmem_lanes + c);
+        tcgen05_wait_ld(x);
+#pragma unroll
+        for (int i = 0; i < 16; i += 4) {
+            float4 f = ld_shared<float4>(from + (c % ROWS + i) * 4);
+            x[i] = __float_as_uint(__uint_as_float(x[i]) * f.x);
+            x[i + 1] = __float_as_uint(__uint_as_float(x[i + 1]) * f.y);
+            x[i + 2] = __float_as_uint(__uint_as_float(x[i + 2]) * f.z);
+            x[i + 3] = __float_as_uint(__uint_as_float(x[i + 3]) * f.w);
+        }
+        tcgen05_st_32x32b(tmem_lanes + c, x);
+    }
+    tcgen05_wait_st();
+}
+
+template <int ROWS>
+__device__ __forceinline__ void softmax_role(const struct mla_decode_args &g, const struct work &w,
+                                             u32 smem, u32 tmem, const struct span &s,
+                                             struct running<ROWS> *run)
+{
+    typedef tile<ROWS> S;
+    const int groups = running<ROWS>::groups;
+    const struct mla_mqa_args &a = g.a;
+    int warp = threadIdx.x / 32, lane = threadIdx.x % 32, key = lane / 4, rows_at = 2 * (lane % 4);
+    bool is_bf16 = g.is_bf16;
+    u32 lanes = (u32)warp * 32 << 16;
+    u32 factors = smem + S::factors_at + warp * ROWS * 4;
+    int least = min(w.seq_len, causal_end(a, w, w.token0));
+    struct stream k;
+    start_stream(a, w, s, 16 * warp + lane % 16, &k);
+    ring<2> buffer;
+#pragma unroll 1
+    for (int t = s.first; t < s.last; t++) {
+        uint32_t visible = __ballot_sync(0xFFFFFFFFu, stream_sees(a, w, k)) & 0xFFFF;
+        advance_stream(a, w, s, t, &k);
+        mbarrier_wait(bar_of<S>(smem, S::s_full + buffer.stage), buffer.phase);
+        tcgen05_fence_after();
+        u32 x[ROWS / 2];
+        tcgen05_ld_16x256b(x, tmem + lanes + S::s_column + buffer.stage * ROWS);
+        tcgen05_wait_ld(x);
+        tcgen05_fence_before();
+        mbarrier_arrive(bar_of<S>(smem, S::s_free + buffer.stage));
+
+        /* Scores in log2; the warp's largest of each row. */
+        bool differ = !w.list && (a.mask || (t + 1) * KEYS > least);
+        u32 exchange = smem + S::exchange_at + buffer.stage * S::exchange_half;
+#pragma unroll
+        for (int j = 0; j < groups; j++)
+#pragma unroll
+            for (int e = 0; e < 2; e++) {
+                uint32_t bits = visible;
+                int row = 8 * j + rows_at + e;
+                if (differ)
+                    bits &= row_sees(a, w, row, ld_shared<int>(smem + S::limits_at + 4 * row),
+                                     t * KEYS + 16 * warp);
+                float low = __uint_as_float(x[4 * j + e]) * a.scale_log2;
+                float high = __uint_as_float(x[4 * j + 2 + e]) * a.scale_log2;
+                low = bits >> key & 1 ? low : -INFINITY;
+                high = bits >> (key + 8) & 1 ? high : -INFINITY;
+                x[4 * j + e] = __float_as_uint(low);
+                x[4 * j + 2 + e] = __float_as_uint(high);
+                float top = fmaxf(low, high);
+                top = fmaxf(top, __shfl_xor_sync(0xFFFFFFFFu, top, 4));
+                top = fmaxf(top, __shfl_xor_sync(0xFFFFFFFFu, top, 8));
+                top = fmaxf(top, __shfl_xor_sync(0xFFFFFFFFu, top, 16));
+                if (key == 0)
+                    st_shared(exchange + (warp * ROWS + row) * 4, top);
+            }
+        bar_sync(1, SOFTMAX_WARPS * 32);
+
+        /* Every warp follows the same maximum of each row, so that P needs no other factor. */
+        bool moved = false;
+        u32 weights[2 * groups];
+#pragma unroll
+        for (int j = 0; j < groups; j++) {
+            float p[2][2];
+            float2 most = make_float2(-INFINITY, -INFINITY);
+#pragma unroll
+            for (int v = 0; v < SOFTMAX_WARPS; v++) {
+                float2 of = ld_shared<float2>(exchange + (v * ROWS + 8 * j + rows_at) * 4);
+                most = make_float2(fmaxf(most.x, of.x), fmaxf(most.y, of.y));
+            }
+#pragma unroll
+            for (int e = 0; e < 2; e++) {
+                int row = 8 * j + rows_at + e;
+                float before = run->top[j][e], top = e ? most.y : most.x;
+                top = fmaxf(before, top);
+                /* No key yet: any finite reference gives weights 0. */
+                float reference = top == -INFINITY ? 0 : top;
+                float factor = top == before ? 1 : ex2_approx_ftz(before - reference);
+                moved |= top != before;
+                run->top[j][e] = top;
+                if (key == 0)
+                    st_shared(factors + 4 * row, factor);
+                p[0][e] = ex2_approx_ftz(__uint_as_float(x[4 * j + e]) - reference);
+                p[1][e] = ex2_approx_ftz(__uint_as_float(x[4 * j + 2 + e]) - reference);
+                run->sum[j][e] = run->sum[j][e] * factor + (p[0][e] + p[1][e]);
+            }
+#pragma unroll
+            for (int h = 0; h < 2; h++)
+                weights[2 * j + h] = is_bf16 ? cvt_rn_bf16x2_f32(p[h][0], p[h][1])
+                                             : cvt_rn_f16x2_f32(p[h][0], p[h][1]);
+        }
+        if (t > s.first) {
+            mbarrier_wait(bar_of<S>(smem, S::out_done), (t - s.first - 1) & 1);
+            tcgen05_fence_after();
+            if (__any_sync(0xFFFFFFFFu, moved)) { /* the same in all four warps */
+                __syncwarp();
+                rescale_out<ROWS>(tmem + lanes, factors);
+            }
+        }
+        /* P^T [key][row], rows of 2 · ROWS bytes: pairs of rows are neighbours. */
+#pragma unroll
+        for (int j = 0; j < groups; j++)
+#pragma unroll
+            for (int h = 0; h < 2; h++) {
+                u32 at = smem + S::p_at + (16 * warp + 8 * h + key) * S::p_swizzle + 16 * j;
+                at ^= (at >> 7 & (groups - 1)) << 4;
+                st_shared(at + 2 * rows_at, weights[2 * j + h]);
+            }
+        tcgen05_fence_before();
+        fence_proxy_async();
+        mbarrier_arrive(bar_of<S>(smem, S::p_full));
+        buffer.next();
+    }
+}
+
+/* -------------------------------------------------------------------- results */
+
+/* lse and max_logits of a row, or its partial values. Returns the factor that makes the sum of
+ * weighted keys the output; to: where the row's output begins, -1 for nowhere. */
+__device__ __forceinline__ float finish(const struct mla_mqa_args &a, const struct work &w, int row,
+                                        float top, float sum, int64_t *to)
+{
+    int at = w.row0 + row, head = at % a.heads;
+    int64_t token = w.r.q_start + at / a.heads;
+    float lse_log2, factor;
+    *to = -1;
+    if (row >= w.rows)
+        return 0;
+    if (w.r.splits > 1) {
+        factor = finish_row(top, sum, false, 0, &lse_log2);
+        int64_t part = w.r.part_row + (int64_t)w.split * w.r.query_len * a.heads + at;
+        a.part_lse[part] = lse_log2;
+        a.part_max[part] = top;
+        if (lse_log2 != -INFINITY)
+            *to = part * MLA_MQA_LATENT;
+        return factor;
+    }
+    factor = finish_row(top, sum, a.sink != NULL, a.sink ? a.sink[head] : 0, &lse_log2);
+    if (a.lse)
+        a.lse[token * a.lse_stride[0] + head * a.lse_stride[1]] = lse_log2 * a.lse_unit;
+    if (a.max_logits)
+        a.max_logits[token * a.max_stride[0] + head * a.max_stride[1]] = top * 0.693147181f;
+    *to = token * a.out_stride[0] + head * a.out_stride[1];
+    return factor;
+}
+
+/* Ends the rows: sums of all warps, then the output, 32 neighbouring columns a warp and row. */
+template <int ROWS>
+__device__ __forceinline__ void store_rows(const struct mla_decode_args &g, const struct work &w,
+                                           u32 smem, u32 tmem, int tiles,
+                                           const struct running<ROWS> &run)
+{
+    typedef tile<ROWS> S;
+    const struct mla_mqa_args &a = g.a;
+    int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+    /* One half for the sums; the other, whose maxima have been read, for places of rows. */
+    u32 sums = smem + S::exchange_at + (tiles & 1) * S::exchange_half;
+    u32 places = smem + S::exchange_at + (~tiles & 1) * S::exchange_half;
+    u32 tops = smem + S::factors_at, factors = tops + ROWS * 4;
+    if (tiles) {
+        mbarrier_wait(bar_of<S>(smem, S::out_done), (tiles - 1) & 1);
+        tcgen05_fence_after();
+    }
+#pragma unroll
+    for (int j = 0; j < running<ROWS>::groups; j++)
+#pragma unroll
+        for (int e = 0; e < 2; e++) {
+            int row = 8 * j + 2 * (lane % 4) + e;
+            float sum = run.sum[j][e];
+            sum += __shfl_xor_sync(0xFFFFFFFFu, sum, 4);
+            sum += __shfl_xor_sync(0xFFFFFFFFu, sum, 8);
+            sum += __shfl_xor_sync(0xFFFFFFFFu, sum, 16);
+            if (lane < 4) {
+                st_shared(sums + (warp * ROWS + row) * 4, sum);
+                if (warp == 0)
+                    st_shared(tops + 4 * row, run.top[j][e]);
+            }
+        }
+    bar_sync(1, SOFTMAX_WARPS * 32);
+    if (threadIdx.x < ROWS) {
+        int row = threadIdx.x;
+        float sum = 0;
+        for (int v = 0; v < SOFTMAX_WARPS; v++)
+            sum += ld_shared<float>(sums + (v * ROWS + row) * 4);
+        int64_t to;
+        float factor = finish(a, w, row, ld_shared<float>(tops + 4 * row), sum, &to);
+        st_shared(factors + 4 * row, factor);
+        st_shared(places + 8 * row, to);
+    }
+    bar_sync(1, SOFTMAX_WARPS * 32);
+    bool split = w.r.splits > 1;
+#pragma unroll 1
+    for (int c = 0; c < DIM_GROUPS * ROWS; c += 16) {
+        u32 x[16];
+        if (tiles) {
+            tcgen05_ld_32x32b(x, tmem + ((u32)warp * 32 << 16) + c);
+            tcgen05_wait_ld(x);
+        }
+        int column = c / ROWS * 128 + 32 * warp + lane;
+#pragma unroll
+        for (int i = 0; i < 16; i++) {
+            int64_t to = ld_shared<int64_t>(places + 8 * (c % ROWS + i)) + column;
+            float factor = ld_shared<float>(factors + 4 * (c % ROWS + i));
+            if (to < column)
+                continue;
+            float v = tiles && factor != 0 ? __uint_as_float(x[i]) * factor : 0;
+            if (split)
+                a.part_out[to] = v;
+            else if (a.out_dtype == MLA_F32)
+                ((float *)a.out)[to] = v;
+            else
+                ((uint16_t *)a.out)[to] =
+                    (uint16_t)(a.out_dtype == MLA_BF16 ? cvt_rn_bf16x2_f32(v, 0)
+                                                       : cvt_rn_f16x2_f32(v, 0));
+        }
+    }
+}
+
+/* --------------------------------------------------------------------- kernel */
+
+template <int ROWS>
+__global__ void __launch_bounds__(THREADS, 1)
+    mqa_decode_kernel(const __grid_constant__ struct mla_decode_args g)
+{
+    typedef tile<ROWS> S;
+    u32 smem = dynamic_smem();
+    int warp = warp_index();
+    struct work w;
+    set_work<ROWS>(g.a, find_request(g.a), &w);
+    struct span s = span_of(w);
+    int tiles = s.last - s.first;
+    /* What TMA brings; the loader warps bring the rest. */
+    int whole = s.first;
+    if (g.box_rows && !w.list && !g.a.mask)
+        whole = max(s.first, min(s.last, w.end / KEYS));
+
+    if (warp == SCORE_WARP && elect_one())
+        init_barriers<S>(smem);
+    if (warp == OUT_WARP) {
+        tcgen05_alloc<1>(smem + S::tmem_at, S::columns);
+        tcgen05_relinquish<1>();
+    }
+    load_q<ROWS>(g, w, smem);
+    fence_proxy_async();
+    tcgen05_fence_before();
+    __syncthreads();
+    tcgen05_fence_after();
+    u32 tmem = ld_shared<u32>(smem + S::tmem_at);
+    operand_type type = g.is_bf16 ? OPERAND_BF16 : OPERAND_F16;
+
+    if (warp < SOFTMAX_WARPS) {
+        MLA_ROLE("softmax");
+        setmaxnreg_inc<MANY>();
+        struct running<ROWS> run;
+#pragma unroll
+        for (int j = 0; j < running<ROWS>::groups; j++) {
+            run.top[j][0] = run.top[j][1] = -INFINITY;
+            run.sum[j][0] = run.sum[j][1] = 0;
+        }
+        softmax_role<ROWS>(g, w, smem, tmem, s, &run);
+        store_rows<ROWS>(g, w, smem, tmem, tiles, run);
+    } else if (warp < LOADER_WARP + LOADER_WARPS) {
+        MLA_ROLE("loader");
+        setmaxnreg_inc<MANY>();
+        if (whole < s.last) {
+            if (g.is_bf16)
+                loader_role<ROWS, bf16>(g, w, smem, s, whole);
+            else
+                loader_role<ROWS, f16>(g, w, smem, s, whole);
+        }
+    } else {
+        setmaxnreg_dec<FEW>();
+        if (warp == SCORE_WARP) {
+            MLA_ROLE("scores");
+            if (elect_one())
+                score_role<ROWS>(g, smem, tmem, type, tiles);
+        } else if (warp == OUT_WARP) {
+            MLA_ROLE("output");
+            if (elect_one())
+                out_role<ROWS>(smem, tmem, type, tiles);
+        } else if (warp == TMA_WARP) {
+            MLA_ROLE("tma");
+            tma_role<ROWS>(g, w, smem, s.first, whole);
+        }
+    }
+    tcgen05_fence_before();
+    __syncthreads();
+    tcgen05_fence_after();
+    if (warp == OUT_WARP)
+        tcgen05_dealloc<1>(tmem, S::columns);
+}
+
+extern "C" struct mla_mqa_tile mla_mqa_decode_tile(int rows)
+{
+    struct mla_mqa_tile t = {NULL, 0, THREADS, 1};
+    if (rows == 16) {
+        t.function = mla_kernel_address(mqa_decode_kernel<16>);
+        t.shared_bytes = tile<16>::shared_bytes;
+    } else if (rows == 32) {
+        t.function = mla_kernel_address(mqa_decode_kernel<32>);
+        t.shared_bytes = tile<32>::shared_bytes;
+    } else if (rows == 64) {
+        t.function = mla_kernel_address(mqa_decode_kernel<64>);
+        t.shared_bytes = tile<64>::shared_bytes;
+    }
+    return t;
+}
