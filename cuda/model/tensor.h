@@ -9,7 +9,7 @@
 
 struct mla_tensor_map;
 
-/* wgmma.cpp */
+/* wgmma.cc */
 void model_wgmma_fence(struct model_at at);
 void model_wgmma_commit(struct model_at at);
 void model_wgmma_wait(int pending, struct model_at at);
@@ -18,7 +18,7 @@ void model_wgmma_ss(float *d, int n, operand_type type, u64 a, u64 b, int trans_
 void model_wgmma_rs(float *d, int n, operand_type type, const u32 *a, u64 b, int trans_b,
                     bool accumulate, struct model_at at);
 
-/* tcgen05.cpp; shapes by number, in the order of tcgen05.cuh. */
+/* tcgen05.cc; shapes by number, in the order of tcgen05.cuh. */
 void model_tcgen05_alloc(int group, u32 smem_dst, u32 columns, struct model_at at);
 void model_tcgen05_relinquish(int group, struct model_at at);
 void model_tcgen05_dealloc(int group, u32 taddr, u32 columns, struct model_at at);
@@ -33,7 +33,7 @@ void model_tcgen05_mma(int group, bool kind_f16, bool ws, u32 d, bool a_in_tmem,
 void model_tcgen05_commit(int group, u32 bar, u16 mask, struct model_at at);
 void model_tcgen05_cp(int group, int shape, u32 taddr, u64 desc, struct model_at at);
 
-/* tma.cpp; mask 0: this CTA alone. */
+/* tma.cc; mask 0: this CTA alone. */
 void model_tma_prefetch_map(const struct mla_tensor_map *map, struct model_at at);
 void model_tma_load(u32 dst, const struct mla_tensor_map *map, u32 bar, int rank, const int *c,
                     bool pair, u16 mask, struct model_at at);

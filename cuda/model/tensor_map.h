@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The model's encoding of a tensor map (tensor_map.c writes it, tma.cpp reads it). */
+/* The model's encoding of a tensor map (tensor_map.c writes it, tma.cc reads it). */
 #ifndef MLA_MODEL_TENSOR_MAP_H
 #define MLA_MODEL_TENSOR_MAP_H
 
