@@ -33,12 +33,14 @@ mla_status mla_cuda_merge(const mla_context *context, const mla_merge_args *args
 bool mla_cuda_runnable(const struct mla_kernel *kernel);
 
 /* Rows of the table. */
-extern const struct mla_kernel mla_mqa_any;        /* any/mqa.c */
-extern const struct mla_kernel mla_mqa_latent_any; /* any/mqa.c */
-extern const struct mla_kernel mla_mha_any;        /* any/mha.c */
-extern const struct mla_kernel mla_mha_latent_any; /* any/mha.c */
-extern const struct mla_kernel mla_mqa_generic;    /* any/generic.c: any shape */
-extern const struct mla_kernel mla_mha_generic;    /* any/generic.c */
+extern const struct mla_kernel mla_mqa_any;           /* any/mqa.c */
+extern const struct mla_kernel mla_mqa_latent_any;    /* any/mqa.c */
+extern const struct mla_kernel mla_mha_prefill_sm100; /* sm100/mha_prefill.c */
+extern const struct mla_kernel mla_mha_latent_sm100;  /* sm100/mha_prefill.c */
+extern const struct mla_kernel mla_mha_any;           /* any/mha.c */
+extern const struct mla_kernel mla_mha_latent_any;    /* any/mha.c */
+extern const struct mla_kernel mla_mqa_generic;       /* any/generic.c: any shape */
+extern const struct mla_kernel mla_mha_generic;       /* any/generic.c */
 #ifdef MLA_WITH_SM100
 extern const struct mla_kernel mla_mqa_decode_sm100;        /* sm100/mqa_decode.c */
 extern const struct mla_kernel mla_mqa_decode_latent_sm100; /* sm100/mqa_decode.c */

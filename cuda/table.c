@@ -10,6 +10,10 @@ static const struct mla_kernel *const kernels[] = {
 #endif
     &mla_mqa_any,
     &mla_mqa_latent_any,
+#ifdef MLA_WITH_SM100
+    &mla_mha_prefill_sm100,
+    &mla_mha_latent_sm100,
+#endif
     &mla_mha_any,
     &mla_mha_latent_any,
     &mla_mqa_generic,

@@ -1,0 +1,102 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Host side of mha_prefill.cu: the engine of sm_100, its tensor maps and its two rows. */
+#include "mha_prefill.h"
+
+#include "any/mha_plan.h"
+#include "device.h"
+#include "status.h"
+
+#include <inttypes.h>
+#include <stdio.h>
+
+static bool supports(const struct mla_job *job, mla_dtype dtype, int64_t d_qk, int64_t d_v,
+                     char *why, size_t bytes)
+{
+    const mla_problem *p = job->problem;
+    int64_t keys = 0;
+    (void)dtype, (void)d_qk, (void)d_v;
+    for (int64_t b = 0; b < p->batch; b++)
+        keys += p->seq_lens_kv[b];
+    if (job->context->sm != 100 && job->context->sm != 103)
+        snprintf(why, bytes, "a device of sm_%d, want sm_100 or sm_103", job->context->sm);
+    else if (p->form == MLA_FORM_LATENT && p->qk_rope_dim && p->qk_nope_dim % MLA_MHA100_BOX)
+        snprintf(why, bytes, "qk_nope_dim %" PRId64 ", want a multiple of %d", p->qk_nope_dim,
+                 MLA_MHA100_BOX);
+    else if (keys > INT32_MAX - MLA_MHA100_KEYS)
+        snprintf(why, bytes, "%" PRId64 " keys in all, want fewer than 2^31", keys);
+    else
+        return true;
+    return false;
+}
+
+/* Columns [0, width) of every head of a tensor, in boxes of 64 columns by `rows` rows. */
+static mla_status map_of(struct mla_tensor_map *map, const mla_tensor *t, int64_t width,
+                         int64_t heads, int64_t count, uint32_t rows)
+{
+    const uint64_t dims[3] = {(uint64_t)width, (uint64_t)heads, (uint64_t)count};
+    const uint64_t strides[2] = {(uint64_t)t->stride[1] * 2, (uint64_t)t->stride[0] * 2};
+    const uint32_t box[3] = {MLA_MHA100_BOX, 1, rows};
+    return mla_tensor_map_tiled(map, 2, 3, t->data, dims, strides, box, 128);
+}
+
+static bool aligned16(const struct mla_mha_args *a)
+{
+    int64_t bytes = a->out_dtype == MLA_F32 ? 4 : 2;
+    return ((uintptr_t)a->out | (uintptr_t)(a->out_stride[0] * bytes) |
+            (uintptr_t)(a->out_stride[1] * bytes)) %
+               16 ==
+           0;
+}
+
+static mla_status launch(const struct mla_job *job, const struct mla_mha_tile *tile,
+                         const struct mla_mha_args *a, const struct mla_mha_operands *o,
+                         void *stream)
+{
+    struct mla_mha100_args x = {.a = *a, .works = a->tiles * a->heads, .out_aligned = aligned16(a)};
+    const uint32_t v_rows = tile->rows == 2 * MLA_MHA100_ROWS ? 64 : 32;
+    int processors = 0;
+    if (x.works == 0)
+        return MLA_OK;
+    MLA_CUDA(
+        cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, job->context->device));
+    mla_status status = map_of(&x.q, &o->q, o->q_split, o->heads, o->rows_q, MLA_MHA100_ROWS);
+    x.q_rope = x.k = x.v = x.q; /* without rope, and without keys, never looked at */
+    if (status == MLA_OK && o->q_split < o->d_qk)
+        status = map_of(&x.q_rope, &o->q_rope, o->d_qk - o->q_split, o->heads, o->rows_q,
+                        MLA_MHA100_ROWS);
+    if (status == MLA_OK && o->rows_kv > 0)
+        status = map_of(&x.k, &o->k, o->d_qk, o->heads_kv, o->rows_kv, MLA_MHA100_KEYS);
+    if (status == MLA_OK && o->rows_kv > 0)
+        status = map_of(&x.v, &o->v, o->d_v, o->heads_kv, o->rows_kv, v_rows);
+    if (status != MLA_OK)
+        return status;
+    void *args[] = {&x};
+    unsigned blocks = (unsigned)(x.works < processors ? x.works : processors);
+    MLA_CUDA(cudaLaunchKernel(tile->function, (dim3){blocks, 1, 1},
+                              (dim3){(unsigned)tile->threads, 1, 1}, args, tile->shared_bytes,
+                              stream));
+    return MLA_OK;
+}
+
+static const struct mla_mha_engine engine = {
+    .supports = supports,
+    .tile = mla_mha100_tile,
+    .ordered = true,
+    .launch = launch,
+};
+
+const struct mla_kernel mla_mha_prefill_sm100 = {
+    .name = "mha_prefill_sm100",
+    .architecture = "sm_100f",
+    .proof = MLA_PROOF_COMPILED,
+    .engine = &engine,
+    MLA_MHA_EXPANDED_ROW,
+};
+
+const struct mla_kernel mla_mha_latent_sm100 = {
+    .name = "mha_latent_sm100",
+    .architecture = "sm_100f",
+    .proof = MLA_PROOF_COMPILED,
+    .engine = &engine,
+    MLA_MHA_LATENT_ROW,
+};
