@@ -62,11 +62,7 @@
 
 #include <math_constants.h>
 
-#ifndef MLA_MUTANT
-#define MLA_MUTANT 0
-#endif
-
-static const int MHA_THREADS = 384, MHA_ROWS = 128, MHA_WG_ROWS = 64;
+static const int MHA_THREADS = 384, MHA_ROWS = 128, MHA_WG_ROWS = MLA_MHA_SM90_WG_ROWS;
 static const int PRODUCER_REGISTERS = 40, CONSUMER_REGISTERS = 232;
 
 template <int D_QK_, int D_V_, int KEYS_, int STAGES_> struct mha_shape {
@@ -139,8 +135,8 @@ __device__ __forceinline__ struct work_rows find_rows(const struct mla_mha_sm90_
 
 /* Walks the key tiles that hold a visible key; each lane keeps the bits of one of 32 tiles. */
 template <class S> struct key_walk {
-    int next;      /* first key of the 32 tiles after these */
-    u32 live;      /* of these, tiles still to come that are not empty */
+    int next; /* first key of the 32 tiles after these */
+    u32 live; /* of these, tiles still to come that are not empty */
     u32 mine[S::WORDS];
 };
 
@@ -234,8 +230,7 @@ __device__ __forceinline__ void load_k(const struct mla_mha_sm90_args &args, u32
 }
 
 /* Zeroes the values of keys that nobody in the work sees; all lanes. */
-template <class S>
-__device__ __forceinline__ void scrub(u32 values, const u32 (&seen)[S::WORDS])
+template <class S> __device__ __forceinline__ void scrub(u32 values, const u32 (&seen)[S::WORDS])
 {
     const int LANES = S::D_V / 8; /* 16-byte pieces of a row */
     const int lane = threadIdx.x % 32;
@@ -295,7 +290,8 @@ __device__ __forceinline__ void load_works(const struct mla_mha_sm90_args &args,
         int64_t index = (int64_t)round * gridDim.x + place;
         bool stop = index >= args.works;
         struct work_rows r;
-        struct key_walk<S> walk = {};
+        struct key_walk<S> walk = {
+        };
         const u32 *alive = NULL;
         u32 seen[S::WORDS], seen_v[S::WORDS];
         int key = 0;
@@ -617,7 +613,8 @@ __device__ __forceinline__ void attend_works(const struct mla_mha_sm90_args &arg
     const u32 q = smem + wg * S::q_wg_bytes;
     const u32 turn = 1 + wg, other = 2 - wg;
     /* This lane's rows of the work: row and row + 8. */
-    const int row = wg * MHA_WG_ROWS + (int)(threadIdx.x / 32 % 4) * 16 + (int)(threadIdx.x % 32) / 4;
+    const int row =
+        wg * MHA_WG_ROWS + (int)(threadIdx.x / 32 % 4) * 16 + (int)(threadIdx.x % 32) / 4;
     struct ring<S::STAGES> k, v;
     struct ring<2> slot;
     u32 q_phase = 0;

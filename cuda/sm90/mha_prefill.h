@@ -11,14 +11,14 @@ extern "C" {
 #endif
 
 /* Query tiles of a head that follow each other share its keys in L2; so many heads at a time. */
-enum { MLA_MHA_SM90_HEADS = 16 };
+enum { MLA_MHA_SM90_HEADS = 16, MLA_MHA_SM90_WG_ROWS = 64 };
 
 struct mla_mha_sm90_args {
     struct mla_mha_args a;
     /* Dimensions d, rows, heads; boxes of 64 elements of 64 rows (q) or of a key tile (k, v). */
     struct mla_tensor_map q, q_rope, k, v;
-    int32_t works;      /* query tiles times heads */
-    int32_t group;      /* heads at a time */
+    int32_t works;       /* query tiles times heads */
+    int32_t group;       /* heads at a time */
     int32_t wide_stores; /* rows of out are multiples of 16 bytes apart */
 };
 
