@@ -81,7 +81,7 @@ static mla_status encode(struct mla_tensor_map *map, int bytes, int rank, const 
                          const uint64_t *dims, const uint64_t *strides, const uint32_t *box,
                          int swizzle)
 {
-    encode_function *function;
+    encode_function *function = NULL;
     mla_status status = encoder(&function);
     if (status != MLA_OK)
         return status;

@@ -61,7 +61,9 @@ template <int PENDING> __device__ __forceinline__ void wgmma_wait(MLA_AT0)
 #endif
 }
 
-/* Keeps the compiler from moving uses of the registers across this place; no instruction. */
+/* Keeps the compiler from moving uses of the registers across this place; no instruction. Behind the
+ * wait for D; before wgmma_fence for what D and A start from, or ptxas puts fences of its own between
+ * the instructions. */
 template <int N> __device__ __forceinline__ void wgmma_bind(float (&d)[N])
 {
 #ifdef MLA_MODEL
@@ -70,6 +72,17 @@ template <int N> __device__ __forceinline__ void wgmma_bind(float (&d)[N])
 #pragma unroll
     for (int i = 0; i < N; i++)
         asm volatile("" : "+f"(d[i])::"memory");
+#endif
+}
+
+template <int N> __device__ __forceinline__ void wgmma_bind(u32 (&a)[N])
+{
+#ifdef MLA_MODEL
+    (void)a;
+#else
+#pragma unroll
+    for (int i = 0; i < N; i++)
+        asm volatile("" : "+r"(a[i])::"memory");
 #endif
 }
 
