@@ -43,8 +43,7 @@ void conform_tma(void);
 void conform_sync(void);
 void conform_warp(void);
 
-/* Integers that every format holds and whose sums of products are exact. */
-#if defined(__CUDACC__) || defined(MLA_MODEL)
+#ifdef __device__ /* in kernels' files */
 static __device__ __forceinline__ uint32_t hash32(uint32_t x)
 {
     x = (x ^ x >> 16) * 0x7FEB352Du;

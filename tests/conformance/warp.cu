@@ -62,7 +62,8 @@ __global__ void __launch_bounds__(64) collectives(const __grid_constant__ confor
     out[3] = __shfl_up_sync(0xFFFFFFFFu, v, 5);
     out[4] = __ballot_sync(0xFFFFFFFFu, v & 1);
     out[5] = (u32)__any_sync(0xFFFFFFFFu, lane == 40);
-    out[6] = elect_one();
+    u32 leaders = __ballot_sync(0xFFFFFFFFu, elect_one());
+    out[6] = leaders != 0 && (leaders & (leaders - 1)) == 0; /* one, whichever */
     out[7] = warp_index();
     out[8] = __shfl_xor_sync(0xFFFFFFFFu, v, 4, 8);
     out[9] = __shfl_sync(0xFFFFFFFFu, v, 3, 16);

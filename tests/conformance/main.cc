@@ -7,7 +7,6 @@
  * equal pieces; of up to 32 words, the words themselves. */
 #include "conformance.h"
 
-#include "ptx/launch.cuh"
 extern "C" {
 #include "status.h"
 }
