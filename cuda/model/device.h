@@ -48,6 +48,9 @@ void model_griddep_launch_dependents(struct model_at at);
 void model_role(const char *name);
 
 /* barriers */
+enum model_reduction { MODEL_OR, MODEL_AND, MODEL_COUNT };
+void model_syncthreads(struct model_at at);
+int model_syncthreads_reduce(int predicate, enum model_reduction kind, struct model_at at);
 void model_bar_sync(int id, int threads, struct model_at at);
 void model_bar_arrive(int id, int threads, struct model_at at);
 uint32_t model_cluster_ctarank(struct model_at at);

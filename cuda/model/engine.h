@@ -14,6 +14,7 @@
 #define MLA_CUDA_MODEL_ENGINE_H
 
 #include "device.h"
+#include "fiber.h"
 
 #include <stddef.h>
 #include <stdint.h>
@@ -38,7 +39,7 @@ struct model_space {
     uint32_t bytes, base; /* base is added to offsets in reports */
     unsigned char *data;
     unsigned char *known;   /* MODEL_WRITTEN, MODEL_BARRIER */
-    unsigned char *reading; /* ops under way that read it */
+    uint16_t *reading;      /* how many ops under way read it */
     uint16_t *writing;      /* slot of the op under way that writes it; 0 = none */
     uint32_t *writer;       /* who wrote it last without a proxy fence since (see model_fresh) */
 };
@@ -86,7 +87,7 @@ struct model_fiber {         /* a thread */
     void *tensor;                        /* the tensor instructions' own; zero at start */
     struct model_group tensor_groups[4]; /* likewise, such as the loads a wait::ld waits for */
     /* engine's own */
-    void *stack_pointer, *stack;
+    struct model_context context;
     int number; /* in the cluster */
     struct model_fiber *queue_next;
     struct model_queue *queue;
@@ -96,6 +97,7 @@ struct model_fiber {         /* a thread */
     struct model_at waits_at;
     struct model_group *copies; /* cp.async: groups, the open one last */
     int num_copies, room_copies;
+    uint32_t mbarrier_fences, cluster_generation;
     bool cluster_arrived, timed, timed_out;
     struct model_fiber *timed_next;
 };
