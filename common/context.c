@@ -14,6 +14,9 @@ static const struct mla_backend_ops *const backends[] = {
 #ifdef MLA_WITH_CUDA
     &mla_cuda_backend,
 #endif
+#ifdef MLA_WITH_MODEL
+    &mla_model_backend,
+#endif
 };
 
 enum { BACKENDS = sizeof backends / sizeof *backends };

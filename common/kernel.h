@@ -112,6 +112,9 @@ extern const struct mla_backend_ops mla_cpu_backend; /* reference/table.c */
 #ifdef MLA_WITH_CUDA
 extern const struct mla_backend_ops mla_cuda_backend; /* cuda/table.c */
 #endif
+#ifdef MLA_WITH_MODEL
+extern const struct mla_backend_ops mla_model_backend; /* cuda/table.c, compiled for cuda/model */
+#endif
 
 /* Derived sizes. */
 static inline int64_t mla_d_qk(const mla_problem *p)

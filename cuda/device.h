@@ -7,6 +7,12 @@
 
 #include <cuda_runtime_api.h>
 
+/* The same files make the model's backend, whose objects are compiled apart (cuda/model). */
+#ifdef MLA_MODEL
+#define MLA_BACKEND_CUDA MLA_BACKEND_MODEL
+#define mla_cuda_backend mla_model_backend
+#endif
+
 #ifdef __cplusplus
 extern "C" {
 #endif

@@ -9,6 +9,7 @@
 #include "common/status.h"
 
 #include <ctype.h>
+#include <stdlib.h>
 #include <string.h>
 #include <time.h>
 
@@ -66,6 +67,8 @@ static mla_status open_backend(struct compute *c)
     bool any = strcmp(c->backend, "auto") == 0;
     if (!any)
         mla_backend_parse(c->backend, &options.backend);
+    if (c->schedule) /* the model reads it at every launch */
+        setenv("MLA_MODEL_SCHEDULE", c->schedule, 1);
     mla_status status = mla_context_create(&options, &c->context);
     if (status == MLA_ERR_NO_DEVICE && any) {
         options.backend = MLA_BACKEND_CPU;
@@ -125,7 +128,7 @@ mla_status mla_run_plan_routes(const struct compute *c, struct mla_case *k, cons
     mla_problem *p = &k->problem;
     memset(out, 0, sizeof *out);
     p->out_dtype = c->precision_value == MLA_PRECISION_FP64 ? MLA_F64 : MLA_F32;
-    if (c->chosen == MLA_BACKEND_CUDA)
+    if (c->chosen != MLA_BACKEND_CPU)
         p->out_dtype = p->q_dtype;
     p->wants_lse = true;
     p->wants_max_logits = max_logits;

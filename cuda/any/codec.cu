@@ -10,6 +10,7 @@
  * that come after its own tokens: a bitmap in shared memory turns nearly all away, and what it lets
  * through is compared. That reads n²/(2·TOKENS) slots in all, 8 bytes each and from L2. */
 #include "../device.h"
+#include "../ptx/launch.cuh"
 #include "codec.cuh"
 #include "index.h"
 #include "record.h"
@@ -523,8 +524,9 @@ extern "C" mla_status mla_cuda_cache_write(const mla_context *context, const mla
     void *args[] = {&p, &v, &slots, &n, &any_scale};
     bool many = n > 8192;
     return launch(call, context,
-                  many ? (const void *)write_kernel<MANY> : (const void *)write_kernel<FEW>, n,
-                  many ? MANY : FEW, args, stream);
+                  many ? mla_kernel_address(write_kernel<MANY>)
+                       : mla_kernel_address(write_kernel<FEW>),
+                  n, many ? MANY : FEW, args, stream);
 }
 
 extern "C" mla_status mla_cuda_cache_read(const mla_context *context, const mla_cache *cache,
@@ -540,7 +542,7 @@ extern "C" mla_status mla_cuda_cache_read(const mla_context *context, const mla_
     struct rows v = rows_of(&values->kv_c, &values->k_pe, cache->kv_lora_rank, cache->qk_rope_dim,
                             values->dtype);
     void *args[] = {&p, &v, &slots, &n};
-    return launch(call, context, (const void *)read_kernel, n, THREADS / 32, args, stream);
+    return launch(call, context, mla_kernel_address(read_kernel), n, THREADS / 32, args, stream);
 }
 
 static struct index_place index_place_of(const mla_cache_index *c)
@@ -570,8 +572,8 @@ extern "C" mla_status mla_cuda_cache_index_write(const mla_context *context,
     bool any_scale = rule == MLA_SCALE_F32, many = n > 8192;
     void *args[] = {&p, &v, &slots, &n, &any_scale};
     return launch(call, context,
-                  many ? (const void *)index_write_kernel<MANY>
-                       : (const void *)index_write_kernel<FEW>,
+                  many ? mla_kernel_address(index_write_kernel<MANY>)
+                       : mla_kernel_address(index_write_kernel<FEW>),
                   n, many ? MANY : FEW, args, stream);
 }
 
@@ -587,5 +589,6 @@ extern "C" mla_status mla_cuda_cache_index_read(const mla_context *context,
     struct index_place p = index_place_of(cache);
     struct rows v = rows_of(keys, NULL, INDEX_DIM, 0, dtype);
     void *args[] = {&p, &v, &slots, &n};
-    return launch(call, context, (const void *)index_read_kernel, n, THREADS / 32, args, stream);
+    return launch(call, context, mla_kernel_address(index_read_kernel), n, THREADS / 32, args,
+                  stream);
 }

@@ -7,6 +7,7 @@
  * part once and write the result once: memory bandwidth is the bound. A part without keys
  * (lse = -inf) is not read, whatever its row holds. */
 #include "../element.cuh"
+#include "../ptx/launch.cuh"
 #include "merge.h"
 #include "mqa.h"
 
@@ -154,10 +155,10 @@ __global__ void __launch_bounds__(MLA_MQA_THREADS)
 
 extern "C" const void *mla_mqa_combine_function(void)
 {
-    return (const void *)mqa_combine_kernel;
+    return mla_kernel_address(mqa_combine_kernel);
 }
 
 extern "C" const void *mla_merge_function(void)
 {
-    return (const void *)merge_kernel;
+    return mla_kernel_address(merge_kernel);
 }

@@ -2,6 +2,7 @@
 /* Small kernels around the attention of latent problems. All of them move bytes; next to the
  * projections (2 · rank · (dn + dv) · heads FLOP a key) their time is about a hundredth. */
 #include "cuda/cache.cuh"
+#include "cuda/ptx/launch.cuh"
 #include "latent.h"
 
 /* One block takes 32 keys of a request: a warp takes 4. */
@@ -111,15 +112,15 @@ __global__ void __launch_bounds__(MLA_LATENT_THREADS)
 
 const void *mla_gather_function(void)
 {
-    return (const void *)gather_kernel;
+    return mla_kernel_address(gather_kernel);
 }
 
 const void *mla_spread_function(void)
 {
-    return (const void *)spread_kernel;
+    return mla_kernel_address(spread_kernel);
 }
 
 const void *mla_shorten_function(void)
 {
-    return (const void *)shorten_kernel;
+    return mla_kernel_address(shorten_kernel);
 }

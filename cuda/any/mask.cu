@@ -9,6 +9,7 @@
  * Memory: rows · words · 4 bytes and 1/64 or 1/128 of it; the caller bounds it by the rows of a
  * pass. */
 #include "mha.h"
+#include "../ptx/launch.cuh"
 
 enum { WORDS = 2048 };
 
@@ -63,5 +64,5 @@ __global__ void __launch_bounds__(MLA_MASK_THREADS) mask_kernel(const struct mla
 
 const void *mla_mask_function(void)
 {
-    return (const void *)mask_kernel;
+    return mla_kernel_address(mask_kernel);
 }

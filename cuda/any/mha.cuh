@@ -28,6 +28,8 @@
 #include "element.cuh"
 #include "mha.h"
 #include "ptx/cp_async.cuh"
+#include "ptx/launch.cuh"
+#include "ptx/shared.cuh"
 
 #include <math_constants.h>
 
@@ -423,7 +425,7 @@ template <class T, int D_QK, int D_V, int MT>
 __global__ void __launch_bounds__(MLA_MHA_THREADS, MT == 2 ? 2 : 1)
     mha_kernel(const __grid_constant__ struct mla_mha_args a)
 {
-    extern __shared__ __align__(128) char smem[];
+    MLA_DYNAMIC_SHARED(smem, 128);
     constexpr int ROWS = 64 * MT, Q_BYTES = ROWS * D_QK * 2, K_BYTES = MLA_MHA_KEYS * D_QK * 2,
                   V_BYTES = MLA_MHA_KEYS * D_V * 2;
     const uint32_t q_smem = (uint32_t)__cvta_generic_to_shared(smem);
@@ -501,7 +503,7 @@ template <class T, int D_QK, int D_V, int MT> static struct mla_mha_tile tile_en
     static_assert(D_QK % 64 == 0 && D_V % 64 == 0, "rows of 128 bytes or a multiple");
     const size_t bytes = ((64 * MT + MLA_MHA_KEYS) * D_QK + MLA_MHA_KEYS * D_V) * 2 + 64 * MT * 8;
     static_assert(bytes <= 99 * 1024, "a block of any GPU from sm_80 has 99 KB");
-    return {(const void *)mha_kernel<T, D_QK, D_V, MT>, bytes, 64 * MT, MLA_MHA_THREADS};
+    return {mla_kernel_address(mha_kernel<T, D_QK, D_V, MT>), bytes, 64 * MT, MLA_MHA_THREADS};
 }
 
 template <class T> static struct mla_mha_tile tile_for_widths(int64_t d_qk, int64_t d_v)

@@ -49,6 +49,8 @@
 #define MLA_CUDA_ANY_MQA_CUH
 
 #include "../ptx/barrier.cuh"
+#include "../ptx/launch.cuh"
+#include "../ptx/shared.cuh"
 #include "mqa_work.cuh"
 
 static const int KEYS = MLA_MQA_KEYS;
@@ -533,7 +535,7 @@ __global__ void __launch_bounds__(MLA_MQA_THREADS, ROWS <= MOST_ROWS_OF_TWO_BLOC
     mqa_kernel(const __grid_constant__ struct mla_mqa_args a)
 {
     typedef tile<ROWS, ROPE, PACKED> S;
-    extern __shared__ __align__(1024) char shared[];
+    MLA_DYNAMIC_SHARED(shared, 1024);
     uint32_t smem = (uint32_t)__cvta_generic_to_shared(shared);
     struct work w;
     find_work<ROWS>(a, (int *)(shared + S::found_at), &w);
@@ -643,7 +645,7 @@ __global__ void __launch_bounds__(MLA_MQA_THREADS, ROWS <= MOST_ROWS_OF_TWO_BLOC
 
 template <int ROWS, int ROPE, bool PACKED, class T> static struct mla_mqa_tile tile_entry()
 {
-    struct mla_mqa_tile t = {(const void *)mqa_kernel<ROWS, ROPE, PACKED, T>,
+    struct mla_mqa_tile t = {mla_kernel_address(mqa_kernel<ROWS, ROPE, PACKED, T>),
                              tile<ROWS, ROPE, PACKED>::shared_bytes, MLA_MQA_THREADS, 1};
     return t;
 }

@@ -2,6 +2,7 @@
 /* mla_topk_run on the device: a block streams one row after another through the row state of
  * select.cuh. Each score is read once; most are turned away by one comparison with the floor. */
 #include "../device.h"
+#include "../ptx/launch.cuh"
 #include "index.h"
 #include "select.cuh"
 
@@ -164,7 +165,7 @@ extern "C" mla_status mla_cuda_topk_run(const mla_context *context, const mla_to
     if (status)
         return status;
     void *list[] = {&a};
-    cudaError_t error = cudaLaunchKernel((const void *)topk_kernel, dim3((unsigned)blocks),
+    cudaError_t error = cudaLaunchKernel(mla_kernel_address(topk_kernel), dim3((unsigned)blocks),
                                          dim3(THREADS), list, 0, (cudaStream_t)stream);
     mla_cuda_leave(context, before);
     return error == cudaSuccess ? MLA_OK : mla_cuda_fail(function, "cudaLaunchKernel", error);

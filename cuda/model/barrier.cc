@@ -78,11 +78,11 @@ void model_collective(const char *name, uint32_t mask,
 /* ------------------------------------------------------------------ barriers of a block */
 
 struct model_named_barrier {
-    int expected; /* threads; -1 = all of the block, 0 = nobody has come */
-    int arrived;  /* threads, in whole warps */
+    int expected;  /* threads; -1 = all of the block, 0 = nobody has come */
+    int arrived;   /* threads, in whole warps */
     uint32_t came; /* warps */
     uint32_t generation;
-    int sum;       /* of __syncthreads_count and the like */
+    int sum; /* of __syncthreads_count and the like */
     uint32_t any, every;
     int last_sum;
     uint32_t last_any, last_every;
@@ -200,8 +200,9 @@ int model_syncthreads_reduce(int predicate, enum model_reduction kind, struct mo
 {
     struct bar_call c = {0, -1, predicate, "__syncthreads_or, _and or _count", at, 0, NULL};
     const struct model_named_barrier *b = bar_common(&c, true);
-    return kind == MODEL_COUNT ? b->last_sum : kind == MODEL_OR ? (int)b->last_any
-                                                                : (int)b->last_every;
+    return kind == MODEL_COUNT ? b->last_sum
+           : kind == MODEL_OR  ? (int)b->last_any
+                               : (int)b->last_every;
 }
 
 /* ------------------------------------------------------------------ barrier of the cluster */
@@ -353,8 +354,7 @@ static void add_tx(struct model_mbarrier *m, int64_t bytes, const char *what, st
     }
 }
 
-static void arrive(struct model_mbarrier *m, uint32_t count, const char *what,
-                   struct model_at here)
+static void arrive(struct model_mbarrier *m, uint32_t count, const char *what, struct model_at here)
 {
     if (m->pending < count) {
         char text[200];

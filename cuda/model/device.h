@@ -69,6 +69,26 @@ void model_mbarrier_complete_tx(uint32_t bar, uint32_t bytes, struct model_at at
 bool model_mbarrier_try_wait(uint32_t bar, uint32_t parity, struct model_at at);
 void model_mbarrier_wait(uint32_t bar, uint32_t parity, struct model_at at);
 
+/* CUDA's built-in functions of a warp */
+enum model_shuffle_kind { MODEL_FROM, MODEL_XOR, MODEL_UP, MODEL_DOWN };
+enum model_reduce_kind {
+    MODEL_REDUCE_ADD,
+    MODEL_REDUCE_MAX,
+    MODEL_REDUCE_MIN,
+    MODEL_REDUCE_OR,
+    MODEL_REDUCE_AND,
+    MODEL_REDUCE_XOR
+};
+void model_syncwarp(uint32_t mask, struct model_at at);
+uint32_t model_activemask(struct model_at at);
+void model_shuffle(const char *name, uint32_t mask, void *value, size_t bytes,
+                   enum model_shuffle_kind kind, int operand, int width, struct model_at at);
+uint32_t model_vote(const char *name, uint32_t mask, int predicate, struct model_at at);
+uint32_t model_reduce(const char *name, uint32_t mask, uint32_t value, enum model_reduce_kind kind,
+                      bool is_signed, struct model_at at);
+uint32_t model_match(uint32_t mask, uint64_t value, struct model_at at);
+void model_atomic(void); /* before one: others may run */
+
 /* copies and matrices of sm_80 */
 void model_cp_async(uint32_t smem, const void *gmem, uint32_t bytes, uint32_t valid,
                     struct model_at at);

@@ -38,10 +38,10 @@ struct model_space {
     struct model_block *block;
     uint32_t bytes, base; /* base is added to offsets in reports */
     unsigned char *data;
-    unsigned char *known;   /* MODEL_WRITTEN, MODEL_BARRIER */
-    uint16_t *reading;      /* how many ops under way read it */
-    uint16_t *writing;      /* slot of the op under way that writes it; 0 = none */
-    uint32_t *writer;       /* who wrote it last without a proxy fence since (see model_fresh) */
+    unsigned char *known; /* MODEL_WRITTEN, MODEL_BARRIER */
+    uint16_t *reading;    /* how many ops under way read it */
+    uint16_t *writing;    /* slot of the op under way that writes it; 0 = none */
+    uint32_t *writer;     /* who wrote it last without a proxy fence since (see model_fresh) */
 };
 
 enum { MODEL_WRITTEN = 1, MODEL_BARRIER = 2 };

@@ -77,8 +77,8 @@ void model_context_start(struct model_context *context, void (*entry)(void))
     context->fake = NULL;
 #endif
     void **top = (void **)(context->stack + context->bytes);
-    *--top = NULL;           /* a return address for entry: stack traces end here */
-    *--top = (void *)entry;  /* what ret finds; then rsp is 8 mod 16, as after a call */
+    *--top = NULL;          /* a return address for entry: stack traces end here */
+    *--top = (void *)entry; /* what ret finds; then rsp is 8 mod 16, as after a call */
     for (int i = 0; i < 6; i++)
         *--top = NULL;
     context->pointer = top;

@@ -88,8 +88,8 @@ static void add_range(struct model_op *op, struct model_space *space, uint32_t a
     int used = op->num_reads + op->num_writes;
     if (used == op->room_ranges) {
         op->room_ranges = used ? 2 * used : 4;
-        op->ranges = (struct model_range *)grown(op->ranges, (size_t)op->room_ranges *
-                                                                 sizeof *op->ranges);
+        op->ranges =
+            (struct model_range *)grown(op->ranges, (size_t)op->room_ranges * sizeof *op->ranges);
     }
     op->ranges[used] = (struct model_range){space, at, bytes};
 }
@@ -112,8 +112,8 @@ void model_op_after(struct model_op *op, struct model_op *before)
 {
     if (before->num_next == before->room_next) {
         before->room_next = before->num_next ? 2 * before->num_next : 4;
-        before->next = (struct model_op **)grown(before->next, (size_t)before->room_next *
-                                                                   sizeof *before->next);
+        before->next = (struct model_op **)grown(before->next,
+                                                 (size_t)before->room_next * sizeof *before->next);
     }
     before->next[before->num_next++] = op;
     op->waits_for++;

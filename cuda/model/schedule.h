@@ -24,8 +24,8 @@ struct model_fiber *model_fiber_of(int number); /* in the cluster */
 /* Ops under way. */
 struct model_op *model_op_of(uint16_t slot);
 bool model_op_before(const struct model_op *first, const struct model_op *second);
-void model_ops_drop(void);           /* after a failure */
-int model_op_slots(void); /* slots are 1 to this */
+void model_ops_drop(void); /* after a failure */
+int model_op_slots(void);  /* slots are 1 to this */
 /* The first op under way that touches the block's spaces, or NULL. reads: or reads them. */
 struct model_op *model_op_on_block(const struct model_block *block);
 /* Runs ops of the block's exempt kind that are left at its end. */

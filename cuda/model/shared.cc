@@ -273,8 +273,7 @@ struct model_block *model_block_of(uint32_t rank)
 struct model_place model_place_of(uint32_t address, uint32_t bytes, uint32_t align,
                                   const char *what, struct model_at here)
 {
-    uint32_t rank = address >> MODEL_RANK_SHIFT,
-             offset = address & ((1u << MODEL_RANK_SHIFT) - 1);
+    uint32_t rank = address >> MODEL_RANK_SHIFT, offset = address & ((1u << MODEL_RANK_SHIFT) - 1);
     struct model_block *block = model_block_of(rank);
     if (!block)
         model_fail(here, "%s: address 0x%08x names block %u of a cluster of %d", what, address,
