@@ -11,7 +11,7 @@
 #include <string.h>
 
 static const struct mla_index_engine *const engines[] = {
-#ifdef MLA_WITH_SM100
+#if defined(MLA_WITH_SM100) && __has_include("../sm100/index_logits.cu")
     &mla_index_sm100,
 #endif
     &mla_index_any,

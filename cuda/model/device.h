@@ -119,6 +119,7 @@ float model_max3_f32(float a, float b, float c);
 struct model_kernel {
     void (*call)(void **args);
     const char *name;          /* a sentence of the compiler that holds the kernel's name */
+    const char *file;          /* its source */
     int dynamic_bytes_allowed; /* by cudaFuncSetAttribute; 0 = the default */
     bool cluster_any;          /* non-portable cluster sizes allowed */
 };
@@ -155,10 +156,10 @@ template <class... A, void (*K)(A...)> struct model_registered<K> {
     }
 };
 
-template <auto K> const void *model_kernel_address()
+template <auto K> const void *model_kernel_address(const char *file)
 {
-    static struct model_kernel kernel = {model_registered<K>::call, model_registered<K>::name(), 0,
-                                         false};
+    static struct model_kernel kernel = {model_registered<K>::call, model_registered<K>::name(), file,
+                                         0, false};
     return &kernel;
 }
 

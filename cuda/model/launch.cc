@@ -3,6 +3,7 @@
  * leaves. Order of the clusters is part of the schedule. */
 #include "launch.h"
 
+#include "mutant.h"
 #include "schedule.h"
 
 #include "cuda_runtime_api.h"
@@ -211,6 +212,9 @@ bool model_launch_run(const struct model_kernel *kernel, const struct model_laun
     int size = (int)(l->cluster.x * l->cluster.y * l->cluster.z);
     int threads = (int)(l->block.x * l->block.y * l->block.z);
     uint64_t clusters = (uint64_t)l->grid.x * l->grid.y * l->grid.z / (uint64_t)size;
+    char which[512];
+    snprintf(which, sizeof which, "%s %s", kernel->file, kernel->name);
+    model_mutant_select(which);
     model_running_kernel = kernel;
     running_args = args;
     for (int b = 0; b < size; b++)

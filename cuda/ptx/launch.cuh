@@ -7,7 +7,7 @@
 #include "at.cuh"
 
 #ifdef MLA_MODEL
-#define mla_kernel_address(...) (model_kernel_address<&(__VA_ARGS__)>())
+#define mla_kernel_address(...) (model_kernel_address<&(__VA_ARGS__)>(__FILE__))
 #define MLA_ROLE(name) model_role(name)
 #else
 #define mla_kernel_address(...) ((const void *)(__VA_ARGS__))
