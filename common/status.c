@@ -9,7 +9,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-static _Thread_local char last_error[1024];
+static _Thread_local char last_error[2048];
 
 const char *mla_status_name(mla_status status)
 {

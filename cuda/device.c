@@ -8,6 +8,7 @@
 
 #include <pthread.h>
 #include <stdio.h>
+#include <stdlib.h>
 
 mla_status mla_cuda_fail(const char *function, const char *call, cudaError_t error)
 {
@@ -58,6 +59,14 @@ mla_status mla_cuda_open(const mla_context_options *options, mla_context *contex
                         options->device, prop.name, prop.major, prop.minor);
     context->sm = 10 * prop.major + prop.minor;
     context->threads = 1;
+#ifdef MLA_MODEL
+    (void)driver;
+    (void)runtime;
+    const char *schedule = getenv("MLA_MODEL_SCHEDULE");
+    snprintf(context->about, sizeof context->about,
+             "functional model of sm_%d, %d SMs, schedule %.40s", context->sm,
+             prop.multiProcessorCount, schedule && *schedule ? schedule : "eager");
+#else
     cudaDriverGetVersion(&driver);
     cudaRuntimeGetVersion(&runtime);
     snprintf(context->about, sizeof context->about,
@@ -65,6 +74,7 @@ mla_status mla_cuda_open(const mla_context_options *options, mla_context *contex
              options->device, prop.name, context->sm, prop.multiProcessorCount,
              (double)prop.totalGlobalMem / (1 << 30), driver / 1000, driver % 1000 / 10,
              runtime / 1000, runtime % 1000 / 10);
+#endif
     snprintf(context->identity, sizeof context->identity, "%.60s, sm_%d, driver CUDA %d.%d",
              prop.name, context->sm, driver / 1000, driver % 1000 / 10);
     struct mla_blas *blas;

@@ -500,6 +500,13 @@ void model_mbarrier_complete_tx(uint32_t bar, uint32_t bytes, struct model_at at
     end_phase(m);
 }
 
+/* For the deadlock report: which parity. */
+static const char *wait_name(uint32_t parity)
+{
+    model_self->waits_value = parity;
+    return parity ? "wait for parity 1 of mbarrier" : "wait for parity 0 of mbarrier";
+}
+
 bool model_mbarrier_try_wait(uint32_t bar, uint32_t parity, struct model_at at)
 {
     const char *what = "mbarrier.try_wait";
@@ -510,7 +517,7 @@ bool model_mbarrier_try_wait(uint32_t bar, uint32_t parity, struct model_at at)
     struct model_mbarrier *m = mbarrier_at(bar, what, at);
     if ((m->phase & 1) != parity)
         return true;
-    if (!model_sleep_timed(&m->waiting, what, m, describe_mbarrier, at))
+    if (!model_sleep_timed(&m->waiting, wait_name(parity), m, describe_mbarrier, at))
         return false;
     m = mbarrier_at(bar, what, at);
     return (m->phase & 1) != parity;
@@ -525,7 +532,7 @@ void model_mbarrier_wait(uint32_t bar, uint32_t parity, struct model_at at)
         model_fail(at, "%s: parity %u, want 0 or 1", what, parity);
     struct model_mbarrier *m = mbarrier_at(bar, what, at);
     while ((m->phase & 1) == parity) {
-        model_sleep(&m->waiting, what, m, describe_mbarrier, at);
+        model_sleep(&m->waiting, wait_name(parity), m, describe_mbarrier, at);
         m = mbarrier_at(bar, what, at);
     }
 }

@@ -158,8 +158,8 @@ template <class... A, void (*K)(A...)> struct model_registered<K> {
 
 template <auto K> const void *model_kernel_address(const char *file)
 {
-    static struct model_kernel kernel = {model_registered<K>::call, model_registered<K>::name(), file,
-                                         0, false};
+    static struct model_kernel kernel = {model_registered<K>::call, model_registered<K>::name(),
+                                         file, 0, false};
     return &kernel;
 }
 

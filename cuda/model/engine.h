@@ -93,6 +93,7 @@ struct model_fiber {         /* a thread */
     struct model_queue *queue;
     const char *waits_for;
     const void *waits_on;
+    uint32_t waits_value; /* such as the parity */
     void (*describe)(const void *object, char *text, size_t bytes);
     struct model_at waits_at;
     struct model_group *copies; /* cp.async: groups, the open one last */

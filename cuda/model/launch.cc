@@ -14,7 +14,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-char model_error_text[1024];
+char model_error_text[2048];
 const struct model_kernel *model_running_kernel;
 
 static const uint32_t MOST_SHARED = 232448; /* of any device */
@@ -53,7 +53,7 @@ void model_describe_fiber(const struct model_fiber *f, char *text, size_t bytes)
 
 void model_fail(struct model_at here, const char *format, ...)
 {
-    char name[200], who[200] = "", what[1024];
+    char name[200], who[200] = "", what[1700];
     const char *file = here.file ? strrchr(here.file, '/') : NULL;
     va_list list;
     va_start(list, format);

@@ -498,35 +498,57 @@ bool model_run_cluster(struct model_fiber **fibers, int count)
 
 /* ------------------------------------------------------------------ deadlock */
 
+/* Do two threads of a block wait for the same thing at the same place? */
+static bool same_wait(const struct model_fiber *a, const struct model_fiber *b)
+{
+    return a->block == b->block && a->queue == b->queue && a->waits_at.line == b->waits_at.line &&
+           a->waits_for == b->waits_for && a->role == b->role && a->waits_value == b->waits_value;
+}
+
+static bool waits(const struct model_fiber *f)
+{
+    return !f->exited && f->queue;
+}
+
+/* "; block 0 warps 0 to 3 [softmax] at a.cu:3 wait for ...": all threads that wait for it. */
+static int describe_wait(const struct model_fiber *f, char *text, size_t bytes)
+{
+    int count = 0, last = f->warp->index;
+    char why[200] = "";
+    const char *file = strrchr(f->waits_at.file, '/');
+    for (int i = 0; i < num_all; i++)
+        if (waits(all[i]) && same_wait(all[i], f)) {
+            count++;
+            last = all[i]->warp->index;
+        }
+    if (f->describe)
+        f->describe(f->waits_on, why, sizeof why);
+    return snprintf(text, bytes, "; rank %u warps %d to %d (%d threads)%s%s%s at %s:%d: %s%s%s",
+                    f->block->rank, f->warp->index, last, count, f->role ? " [" : "",
+                    f->role ? f->role : "", f->role ? "]" : "", file ? file + 1 : f->waits_at.file,
+                    f->waits_at.line, f->waits_for, *why ? " " : "", why);
+}
+
 void model_deadlock(void)
 {
-    char text[900];
+    char text[1400];
     size_t used = 0;
-    int shown = 0, waiting = 0;
+    int waiting = 0;
+    struct model_fiber *first = NULL;
     text[0] = '\0';
     for (int i = 0; i < num_all; i++) {
-        const struct model_fiber *f = all[i], *before = i ? all[i - 1] : NULL;
-        if (f->exited || !f->queue)
+        if (!waits(all[i]))
             continue;
         waiting++;
-        /* One line for lanes of a warp that wait for the same. */
-        if (before && before->warp == f->warp && before->queue == f->queue && !before->exited)
+        first = first ? first : all[i];
+        bool told = false;
+        for (int j = 0; j < i && !told; j++)
+            told = waits(all[j]) && same_wait(all[j], all[i]);
+        if (told || used >= sizeof text - 1)
             continue;
-        if (shown++ >= 8 || used >= sizeof text - 1)
-            continue;
-        char who[160], why[200] = "";
-        model_describe_fiber(f, who, sizeof who);
-        if (f->describe)
-            f->describe(f->waits_on, why, sizeof why);
-        const char *file = strrchr(f->waits_at.file, '/');
-        int n = snprintf(text + used, sizeof text - used, "%s%s at %s:%d waits for %s%s%s",
-                         used ? "; " : "", who, file ? file + 1 : f->waits_at.file,
-                         f->waits_at.line, f->waits_for, *why ? " " : "", why);
+        int n = describe_wait(all[i], text + used, sizeof text - used);
         used += n > 0 ? (size_t)n : 0;
     }
-    model_self = all[0];
-    for (int i = 0; i < num_all && (model_self->exited || !model_self->queue); i++)
-        model_self = all[i];
-    model_fail(model_self->waits_at, "deadlock, %d threads wait: %s%s", waiting, text,
-               shown > 8 ? "; ..." : "");
+    model_self = first ? first : all[0];
+    model_fail(model_self->waits_at, "deadlock, %d threads wait%s", waiting, text);
 }

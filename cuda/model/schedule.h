@@ -45,7 +45,7 @@ void model_barriers_begin(struct model_block *block);
 void model_barriers_end(struct model_block *block);
 void model_cluster_barrier_begin(void);
 
-extern char model_error_text[1024];
+extern char model_error_text[2048];
 extern const struct model_kernel *model_running_kernel;
 void model_describe_fiber(const struct model_fiber *f, char *text, size_t bytes);
 [[noreturn]] void model_deadlock(void);
