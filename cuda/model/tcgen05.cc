@@ -10,11 +10,6 @@
 
 static const u32 FULL = 0xFFFFFFFF;
 
-static bool running_leader()
-{
-    return (uint32_t)model_self->lane == (uint32_t)__builtin_ctz(model_self->warp->live);
-}
-
 /* ------------------------------------------------------------------ allocation */
 
 struct allocation {
@@ -22,6 +17,7 @@ struct allocation {
     u32 address, columns; /* of shared memory for alloc, of tensor memory for dealloc */
     const char *what;
     struct model_at at;
+    u32 step; /* of the pair; set by the collective */
 };
 
 static void check_lanes(struct model_warp *warp, void *const args[32])
@@ -38,24 +34,31 @@ static void check_lanes(struct model_warp *warp, void *const args[32])
 }
 
 /* Group 2: a warp of each CTA of the pair takes every step, and waits for the other. */
-static void pair_step(int group, const char *what, struct model_at at)
+static void take_step(struct model_warp *warp, void *const args[32])
 {
-    if (group != 2)
+    struct allocation *first = (struct allocation *)args[0];
+    if (first->group != 2)
+        return;
+    if (model_block_of(warp->block->rank ^ 1) == NULL)
+        model_fail(first->at, "%s: cta_group::2, but the cluster has no CTA %u", first->what,
+                   warp->block->rank ^ 1);
+    struct tmem *t = model_tmem(warp->block, 2, first->what, first->at);
+    t->steps++;
+    for (int lane = 0; lane < 32; lane++)
+        ((struct allocation *)args[lane])->step = t->steps;
+    model_wake_all(&t->peers);
+}
+
+static void wait_for_peer(const struct allocation *x)
+{
+    if (x->group != 2)
         return;
     struct model_block *block = model_self->block, *peer = model_block_of(block->rank ^ 1);
-    if (peer == NULL)
-        model_fail(at, "%s: cta_group::2, but the cluster has no CTA %u", what, block->rank ^ 1);
-    struct tmem *own = model_tmem(block, 2, what, at);
-    struct tmem *other = model_tmem(peer, 0, what, at);
-    if (running_leader()) {
-        own->steps++;
-        model_wake_all(&own->peers);
-    }
-    uint32_t step = own->steps;
-    while (other->steps < step) {
+    struct tmem *other = model_tmem(peer, 0, x->what, x->at);
+    while (other->steps < x->step) {
         if (peer->exited)
-            model_fail(at, "%s: cta_group::2, but the pair's other CTA has exited", what);
-        model_sleep(&other->peers, what, block, NULL, at);
+            model_fail(x->at, "%s: cta_group::2, but the pair's other CTA has exited", x->what);
+        model_sleep(&other->peers, x->what, block, NULL, x->at);
     }
 }
 
@@ -70,6 +73,7 @@ static void alloc(struct model_warp *warp, uint32_t mask, void *const args[32])
     (void)mask;
     const struct allocation *x = (const struct allocation *)args[0];
     check_lanes(warp, args);
+    take_step(warp, args);
     columns_legal(x);
     struct tmem *t = model_tmem(warp->block, x->group, x->what, x->at);
     if (t->relinquished)
@@ -106,10 +110,10 @@ static void alloc(struct model_warp *warp, uint32_t mask, void *const args[32])
 
 void model_tcgen05_alloc(int group, u32 smem_dst, u32 columns, struct model_at at)
 {
-    struct allocation x = {group, smem_dst, columns, "tcgen05.alloc", at};
+    struct allocation x = {group, smem_dst, columns, "tcgen05.alloc", at, 0};
     model_needs_sm(100, 119, x.what, at);
     model_collective(x.what, FULL, alloc, &x, at);
-    pair_step(group, x.what, at);
+    wait_for_peer(&x);
 }
 
 static void relinquish(struct model_warp *warp, uint32_t mask, void *const args[32])
@@ -121,7 +125,7 @@ static void relinquish(struct model_warp *warp, uint32_t mask, void *const args[
 
 void model_tcgen05_relinquish(int group, struct model_at at)
 {
-    struct allocation x = {group, 0, 0, "tcgen05.relinquish_alloc_permit", at};
+    struct allocation x = {group, 0, 0, "tcgen05.relinquish_alloc_permit", at, 0};
     model_needs_sm(100, 119, x.what, at);
     model_collective(x.what, FULL, relinquish, &x, at);
 }
@@ -131,6 +135,7 @@ static void dealloc(struct model_warp *warp, uint32_t mask, void *const args[32]
     (void)mask;
     const struct allocation *x = (const struct allocation *)args[0];
     check_lanes(warp, args);
+    take_step(warp, args);
     columns_legal(x);
     struct tmem *t = model_tmem(warp->block, x->group, x->what, x->at);
     u32 first = x->address & 0xFFFF;
@@ -145,10 +150,10 @@ static void dealloc(struct model_warp *warp, uint32_t mask, void *const args[32]
 
 void model_tcgen05_dealloc(int group, u32 taddr, u32 columns, struct model_at at)
 {
-    struct allocation x = {group, taddr, columns, "tcgen05.dealloc", at};
+    struct allocation x = {group, taddr, columns, "tcgen05.dealloc", at, 0};
     model_needs_sm(100, 119, x.what, at);
     model_collective(x.what, FULL, dealloc, &x, at);
-    pair_step(group, x.what, at);
+    wait_for_peer(&x);
 }
 
 void model_tcgen05_fence_before(struct model_at at)
