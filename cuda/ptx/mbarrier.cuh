@@ -57,6 +57,17 @@ __device__ __forceinline__ void mbarrier_arrive_cluster(u32 bar MLA_AT)
 #endif
 }
 
+/* The same where the arrival says no more than that this thread has read something: what it has
+ * written is ordered for its own block alone, and no time is spent on the rest. */
+__device__ __forceinline__ void mbarrier_arrive_cluster_read(u32 bar MLA_AT)
+{
+#ifdef MLA_MODEL
+    model_mbarrier_arrive_cluster(bar, at);
+#else
+    asm volatile("mbarrier.arrive.shared::cluster.b64 _, [%0];" ::"r"(bar) : "memory");
+#endif
+}
+
 /* Bytes that the current phase has to wait for too. */
 __device__ __forceinline__ void mbarrier_expect_tx(u32 bar, u32 bytes MLA_AT)
 {

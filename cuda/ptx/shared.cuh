@@ -180,4 +180,14 @@ __device__ __forceinline__ void fence_proxy_async(MLA_AT0)
 #endif
 }
 
+/* The same for writes to shared memory of any block of the cluster. */
+__device__ __forceinline__ void fence_proxy_async_cluster(MLA_AT0)
+{
+#ifdef MLA_MODEL
+    model_fence_proxy_async(at);
+#else
+    asm volatile("fence.proxy.async.shared::cluster;" ::: "memory");
+#endif
+}
+
 #endif

@@ -59,6 +59,7 @@
 #include "ptx/warp.cuh"
 #include "ptx/wgmma.cuh"
 #include "ring.cuh"
+#include "warpgroup.cuh"
 
 #include <math_constants.h>
 
@@ -353,15 +354,6 @@ __device__ __forceinline__ void load_works(const struct mla_mha_sm90_args &args,
 
 /* -------------------------------------------------------- softmax warpgroups */
 
-/* One arrival a warp: all its lanes have come here. */
-__device__ __forceinline__ void release(u32 bar)
-{
-    __syncwarp();
-    if (elect_one())
-        mbarrier_arrive(bar);
-    __syncwarp();
-}
-
 /* Issues S = Q·K^T. */
 template <class T, class S>
 __device__ __forceinline__ void issue_scores(float (&s)[S::KEYS / 2], u32 q, u32 k)
@@ -474,17 +466,6 @@ __device__ __forceinline__ void pack_weights(u32 (&p)[KEYS / 16][4], const float
 #pragma unroll
         for (int i = 0; i < 4; i++)
             p[k][i] = T::pack(s[8 * k + 2 * i], s[8 * k + 2 * i + 1]);
-}
-
-/* Four lanes hold words 0 to 3 each of four 16-byte pieces; afterwards lane t holds piece t. */
-__device__ __forceinline__ uint4 transpose_quad(u32 w0, u32 w1, u32 w2, u32 w3)
-{
-    const bool odd = threadIdx.x & 1, high = threadIdx.x & 2;
-    u32 x = __shfl_xor_sync(~0u, odd ? w0 : w1, 1), y = __shfl_xor_sync(~0u, odd ? w2 : w3, 1);
-    w0 = odd ? x : w0, w1 = odd ? w1 : x;
-    w2 = odd ? y : w2, w3 = odd ? w3 : y;
-    x = __shfl_xor_sync(~0u, high ? w0 : w2, 2), y = __shfl_xor_sync(~0u, high ? w1 : w3, 2);
-    return high ? make_uint4(x, y, w2, w3) : make_uint4(w0, w1, x, y);
 }
 
 /* Divides, adds the sink, writes out, lse and max_logits of this lane's rows. */

@@ -1,0 +1,30 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Absorbed-form attention over top-k lists on sm_90: what the host passes to the kernels of
+ * sparse_mqa_prefill.cuh. */
+#ifndef MLA_CUDA_SM90_SPARSE_MQA_PREFILL_H
+#define MLA_CUDA_SM90_SPARSE_MQA_PREFILL_H
+
+#include "any/mqa.h"
+#include "tensor_map.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+enum { MLA_SPARSE_SM90_KEYS = 64, MLA_SPARSE_SM90_HEADS = 64 };
+
+struct mla_sparse_sm90_args {
+    struct mla_mqa_args a;
+    struct mla_tensor_map q; /* dimensions d, heads, tokens; boxes of 64 columns of 64 heads */
+    int32_t works;           /* tokens times head tiles times splits: one a block, or a cluster */
+    int32_t wide_stores;     /* rows of out are multiples of 16 bytes apart */
+};
+
+/* cluster 2: two blocks, 64 heads each, share the keys that they gather. */
+struct mla_mqa_tile mla_sparse_sm90_tile_bf16(int rope_dim, int cluster);
+struct mla_mqa_tile mla_sparse_sm90_tile_f16(int rope_dim, int cluster);
+
+#ifdef __cplusplus
+}
+#endif
+#endif
