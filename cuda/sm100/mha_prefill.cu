@@ -1,32 +1,32 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Attention with keys and values per head on tcgen05 (sm_100, sm_103): dense, causal at any context
- * offset, or under a bit per query and key; variable lengths, grouped key heads, sinks, lse. bf16 or
- * f16 in, fp32 accumulation. 192/128, 128/128 and 256/256 (query and key, value width); smaller
+ * offset, or under a bit per query and key; variable lengths, grouped key heads, sinks, lse. bf16
+ * or f16 in, fp32 accumulation. 192/128, 128/128 and 256/256 (query and key, value width); smaller
  * widths are padded by TMA's zeros.
  *
  * A block is alone on its SM and takes works (a head, 256 query rows; 128 at 256/256), the longest
- * first. Two query tiles of 128 rows are in flight, so that the tensor core multiplies for one while
- * the other is in softmax; at 256/256, where O leaves room for one only, the same goes for two tiles
- * of keys. Tiles of 128 keys without a visible key are skipped by all roles, each by itself.
+ * first. Two query tiles of 128 rows are in flight, so that the tensor core multiplies for one
+ * while the other is in softmax; at 256/256, where O leaves room for one only, the same goes for
+ * two tiles of keys. Tiles of 128 keys without a visible key are skipped by all roles, each by itself.
  *
  *   MMA    S0=Q0·K0 S1=Q1·K0 | O0+=P0·V0 S0=Q0·K1 | O1+=P1·V0 S1=Q1·K1 | O0+=P0·V1 ...
  *   softmax 0         [ max, 2^x, P0 ............ ]         [ ... ]
  *   softmax 1                   [ max, 2^x, P1 ............ ]
  *
  * Roles (warps at two query tiles; registers a thread)
- *   0-3, 4-7  softmax     a thread has a row of its query tile: S from TMEM, running maximum, 2^x, P
- *                         (bf16 or f16) back to TMEM; lse and max_logits (192)
- *   8-11      correction  rescales O where a row's maximum has grown by 2^8, divides, writes out (80)
+ *   0-3, 4-7  softmax     a thread has a row of its query tile: S from TMEM, running maximum,
+ *                         2^x, P (bf16 or f16) back to TMEM; lse and max_logits (200)
+ *   8-11      correction  rescales O where a row's maximum has grown by 2^8, divides, writes (64)
  *   12        mma         one thread issues all tcgen05.mma and commits (48)
  *   13        load        TMA
- *   14        clean       zeros rows of V that no row of the work sees, before the MMA may read them
+ *   14        clean       zeros rows of V that no row of the work sees, before the MMA may read
  *   15        -
  *
- * Shared memory: 14 slots of 16 KB (128 rows of 128 bytes, 128-byte swizzle), 229376 B, and 2.2 KB of
- * barriers, factors and weights.
+ * Shared memory: 14 slots of 16 KB (128 rows of 128 bytes, 128-byte swizzle), 229376 B, and 2.4 KB
+ * of barriers, factors and weights.
  *   Q      [tile][64 columns]: 6 slots at 192/128, 4 elsewhere
- *   ring   the other 8 or 10. Of a tile of keys: K, a slot for 64 columns of all 128 keys (K-major);
- *          V, a slot for all columns of 64 keys (32 at 256/256; MN-major)
+ *   ring   the other 8 or 10. Of a tile of keys: K, a slot for 64 columns of all 128 keys
+ *          (K-major); V, a slot for all columns of 64 keys (32 at 256/256; MN-major)
  *
  * TMEM, 512 columns (256/256)
  *     0 S0 (S of even key tiles)    64-127 its P, two keys a column, over what S held
@@ -37,17 +37,19 @@
  * Barriers              arrivals          from -> to
  *   q_full[tile]        1 + bytes         load -> mma            queries have landed
  *   q_free[tile]        commit            mma -> load            the work's last scores are made
- *   full[slot]          1 + bytes         load -> mma, clean     K or V has landed
+ *   k_full[slot]        1 + bytes         load -> mma            K has landed
+ *   v_full[slot]        1 + bytes         load -> clean          V has landed
  *   ready[slot]         1                 clean -> mma           V is clean
  *   free[slot]          commit            mma -> load            all products with it are made
  *   s_full[place]       commit            mma -> softmax         S is made (and all before it)
  *   factor_full[place]  128               softmax -> correction  factors of this key tile
- *   p_ready[place]      128 + 128         softmax, correction -> mma   P is stored; O is rescaled, or
- *                                         of a first key tile: read
+ *   p_ready[place]      128 + 128         softmax, correction -> mma   P is stored; O is rescaled,
+ *                                         or, of a first key tile, read
  *   o_full[tile]        commit            mma -> correction      a P·V has been added
  *   weight_full[tile]   128               softmax -> correction  what O is to be multiplied by
  *   weight_free[tile]   128               correction -> softmax  that has been read
- * place = query tile, or parity of the key tile where there is one query tile. Factors need no
+ * place = query tile, or parity of the key tile where there is one query tile. A slot's K and V have
+ * a barrier each, since clean does not wait for K and could miss a phase. Factors need no
  * barrier back: the next S of the place is asked for after p_ready.
  *
  * Clocks for 128 keys, by unit (256 query rows at 192/128; 128 at 256/256)
@@ -57,14 +59,16 @@
  *   2^x               2 · 16384 · 3/4 / 16      = 1536           16384 / 16            = 1024
  *   FMA, max, cvt     about 1100 of 2560 issue slots             about 450
  *   L2 to SM          80 KB: 32 B a clock                        128 KB: 50 B a clock
- * Both operands of Q·K^T come from shared memory, 8 KB in each 64 clocks, all it can deliver; P from
- * TMEM halves that for P·V. So shared memory bounds 192/128, at 95 % of the tensor core, and 256/256
- * at 80 %, if L2 delivers; a pair of CTAs, each with half of every K and V tile, would lift both.
+ * Both operands of Q·K^T come from shared memory, 8 KB in each 64 clocks, all it can deliver; P
+ * from TMEM halves that for P·V. So shared memory bounds 192/128, at 95 % of the tensor core, and
+ * 256/256 at 80 %, if L2 delivers; a pair of CTAs, each with half of every K and V tile, would lift
+ * both.
  * A quarter of all 2^x are polynomials on the FMA pipes at two query tiles: one softmax has 1280
- * clocks while the other query tile is multiplied, and 1024 for 2^x alone left too few for the rest.
+ * clocks while the other query tile is multiplied, and 1024 for 2^x alone leave too few for the
+ * rest.
  *
- * P is rounded to the input type unnormalised; the row sum adds unrounded fp32 values. Every work is
- * computed by one block in one order: same inputs, same bits. */
+ * P is rounded to the input type unnormalised; the row sum adds unrounded fp32 values. Every work
+ * is computed by one block in one order: same inputs, same bits. */
 #include "mha_prefill.cuh"
 
 #include "ptx/launch.cuh"
@@ -86,18 +90,16 @@ __device__ __forceinline__ void wait_and_flip(u32 bars, int i, u32 *phases MLA_A
 
 template <class L>
 __device__ __forceinline__ void load_keys(const struct mla_mha100_args &x, const struct mha_work &w,
-                                          u32 smem, int key, struct ring<L::SLOTS> *at, bool leader)
+                                          u32 smem, int key, struct ring<L::SLOTS> *at)
 {
 #pragma unroll 1
     for (int c = 0; c < L::K_SLOTS; c++) {
-        const u32 full = smem + L::FULL + 8 * at->stage;
+        const u32 full = smem + L::K_FULL + 8 * at->stage;
         if (MLA_MUTATED(1, false, true))
             mbarrier_wait(smem + L::FREE + 8 * at->stage, at->phase ^ 1);
-        if (leader) {
-            mbarrier_arrive_expect_tx(full, MLA_MUTATED(2, L::SLOT - 128, L::SLOT));
-            tma_load_3d(smem + L::RING + at->stage * L::SLOT, &x.k, full, c * 64, w.head_kv,
-                        (int)w.kv_start + key);
-        }
+        mbarrier_arrive_expect_tx(full, MLA_MUTATED(2, L::SLOT - 128, L::SLOT));
+        tma_load_3d(smem + L::RING + at->stage * L::SLOT, &x.k, full, c * 64, w.head_kv,
+                    (int)w.kv_start + key);
         at->next();
     }
 }
@@ -105,20 +107,18 @@ __device__ __forceinline__ void load_keys(const struct mla_mha100_args &x, const
 template <class L>
 __device__ __forceinline__ void load_values(const struct mla_mha100_args &x,
                                             const struct mha_work &w, u32 smem, int key,
-                                            struct ring<L::SLOTS> *at, bool leader)
+                                            struct ring<L::SLOTS> *at)
 {
 #pragma unroll 1
     for (int i = 0; i < L::V_SLOTS; i++) {
-        const u32 full = smem + L::FULL + 8 * at->stage,
-                  slot = smem + L::RING + at->stage * L::SLOT;
+        const u32 full = smem + L::V_FULL + 8 * at->stage;
+        const u32 slot = smem + L::RING + at->stage * L::SLOT;
         mbarrier_wait(smem + L::FREE + 8 * at->stage, at->phase ^ 1);
-        if (leader) {
-            mbarrier_arrive_expect_tx(full, L::SLOT);
+        mbarrier_arrive_expect_tx(full, L::SLOT);
 #pragma unroll
-            for (int c = 0; c < L::D_V / 64; c++)
-                tma_load_3d(slot + c * L::V_KEYS * 128, &x.v, full, c * 64, w.head_kv,
-                            (int)w.kv_start + key + i * L::V_KEYS);
-        }
+        for (int c = 0; c < L::D_V / 64; c++)
+            tma_load_3d(slot + c * L::V_KEYS * 128, &x.v, full, c * 64, w.head_kv,
+                        (int)w.kv_start + key + i * L::V_KEYS);
         at->next();
     }
 }
@@ -126,7 +126,7 @@ __device__ __forceinline__ void load_values(const struct mla_mha100_args &x,
 template <class L>
 __device__ __forceinline__ void load_queries(const struct mla_mha100_args &x,
                                              const struct mha_work &w, u32 smem, int key,
-                                             u32 *phases, bool leader)
+                                             u32 *phases)
 {
 #pragma unroll 1
     for (int t = 0; t < L::TILES; t++) {
@@ -134,8 +134,6 @@ __device__ __forceinline__ void load_queries(const struct mla_mha100_args &x,
         if (key >= limit_of<L>(x, w, t))
             continue;
         wait_and_flip(smem + L::Q_FREE, t, phases);
-        if (!leader)
-            continue;
         mbarrier_arrive_expect_tx(full, L::K_SLOTS * L::SLOT);
 #pragma unroll 1
         for (int c = 0; c < L::K_SLOTS; c++) {
@@ -165,15 +163,20 @@ template <class L> __device__ __forceinline__ void load(const struct mla_mha100_
         int key = next_tile(x, w, &walk);
         if (key >= w.end)
             continue;
-        load_keys<L>(x, w, smem, key, &at, leader);
-        load_queries<L>(x, w, smem, key, &q_phases, leader);
+        /* Lanes that only looked on could miss a phase: one thread waits and issues. */
+        if (leader) {
+            load_keys<L>(x, w, smem, key, &at);
+            load_queries<L>(x, w, smem, key, &q_phases);
+        }
         while (key < w.end) {
             const int next = next_tile(x, w, &walk);
-            if (L::TILES == 1 && next < w.end)
-                load_keys<L>(x, w, smem, next, &at, leader);
-            load_values<L>(x, w, smem, key, &at, leader);
-            if (L::TILES == 2 && next < w.end)
-                load_keys<L>(x, w, smem, next, &at, leader);
+            if (leader) {
+                if (L::TILES == 1 && next < w.end)
+                    load_keys<L>(x, w, smem, next, &at);
+                load_values<L>(x, w, smem, key, &at);
+                if (L::TILES == 2 && next < w.end)
+                    load_keys<L>(x, w, smem, next, &at);
+            }
             key = next;
         }
     }
@@ -182,12 +185,12 @@ template <class L> __device__ __forceinline__ void load(const struct mla_mha100_
 /* ------------------------------------------------------------------- clean */
 
 /* Rows of V that no row of the work sees may hold anything, and 0 · NaN is NaN: they become zero
- * before the MMA warp may read. Waits for every slot in its turn, K's too: a phase that nobody here
- * had seen end could be taken for the next. */
+ * before the MMA warp may read. */
 template <class L> __device__ __forceinline__ void clean(const struct mla_mha100_args &x, u32 smem)
 {
     struct ring<L::SLOTS> at;
     struct mha_work w;
+    u32 phases = 0;
     const int lane = threadIdx.x % 32;
     const bool leader = elect_one();
     for (int n = 0; nth_work<L>(x, n, &w); n++) {
@@ -198,17 +201,14 @@ template <class L> __device__ __forceinline__ void clean(const struct mla_mha100
             u32 seen[4];
             seen_keys(walk, seen);
             const int next = next_tile(x, w, &walk);
-            const int ahead = L::TILES == 2 || next < w.end ? 1 : 0;
-            const int skip = L::TILES == 2 ? 1 : (first ? 1 : 0) + ahead;
-            for (int c = 0; c < skip * L::K_SLOTS; c++) {
-                mbarrier_wait(smem + L::FULL + 8 * at.stage, at.phase);
-                at.next();
-            }
+            /* Keys of this tile, with one query tile of the next. */
+            const int skip = L::TILES == 2 ? 1 : first + (next < w.end);
+            at.skip(skip * L::K_SLOTS);
 #pragma unroll
             for (int i = 0; i < L::V_SLOTS; i++) {
                 const u32 slot = smem + L::RING + at.stage * L::SLOT;
                 if (MLA_MUTATED(3, false, true))
-                    mbarrier_wait(smem + L::FULL + 8 * at.stage, at.phase);
+                    wait_and_flip(smem + L::V_FULL, (int)at.stage, &phases);
                 if (!all_seen(seen)) {
 #pragma unroll 1
                     for (int k = 0; k < L::V_KEYS; k++) {
@@ -222,8 +222,8 @@ template <class L> __device__ __forceinline__ void clean(const struct mla_mha100
                     }
                     if (MLA_MUTATED(4, false, true))
                         fence_proxy_async();
-                    __syncwarp();
                 }
+                __syncwarp(); /* all have seen the phase, and zeroed */
                 if (leader)
                     mbarrier_arrive(smem + L::READY + 8 * at.stage);
                 at.next();
@@ -239,65 +239,65 @@ template <class L> __device__ __forceinline__ void clean(const struct mla_mha100
 /* S[place] = Q[t] · K^T. The last query tile that uses the keys frees their slots. */
 template <class T, class L>
 __device__ __forceinline__ void scores(u32 smem, int t, int place, struct ring<L::SLOTS> at,
-                                       bool release, bool leader)
+                                       u32 full, bool release)
 {
     constexpr operand_type type = operand_type_of<T>::value;
     constexpr u32 idesc = umma_idesc(128, L::KEYS, type, type, OPERAND_F32, false, false);
 #pragma unroll 1
     for (int c = 0; c < L::K_SLOTS; c++) {
-        mbarrier_wait(smem + L::FULL + 8 * at.stage, at.phase);
-        if (leader) {
-            const u32 q = smem + L::Q + (t * L::K_SLOTS + c) * L::SLOT;
-            const u32 k = smem + L::RING + at.stage * L::SLOT;
-            const u64 a = umma_desc(q, 0, 1024, 128);
-            const u64 b = umma_desc(k, 0, MLA_MUTATED(5, 512, 1024), 128);
+        const u32 q = smem + L::Q + (t * L::K_SLOTS + c) * L::SLOT;
+        const u64 a = umma_desc(q, 0, 1024, 128);
+        const u64 b =
+            umma_desc(smem + L::RING + at.stage * L::SLOT, 0, MLA_MUTATED(5, 512, 1024), 128);
+        mbarrier_wait(smem + L::K_FULL + 8 * at.stage, full >> at.stage & 1);
 #pragma unroll
-            for (int step = 0; step < 4; step++) {
-                tcgen05_mma_ss<1, KIND_F16>(L::S + place * L::KEYS, a + step * 2, b + step * 2,
-                                            idesc, c + step > 0);
-                if (MLA_MUTANT == 6 && c == L::K_SLOTS - 1 && step == 2)
-                    tcgen05_commit<1>(smem + L::S_FULL + 8 * place);
-            }
-            if (release)
-                tcgen05_commit<1>(smem + L::FREE + 8 * at.stage);
+        for (int step = 0; step < 4; step++) {
+            tcgen05_mma_ss<1, KIND_F16>(L::S + place * L::KEYS, a + step * 2, b + step * 2, idesc,
+                                        c + step > 0);
+            if (MLA_MUTANT == 6 && c == L::K_SLOTS - 1 && step == 2)
+                tcgen05_commit<1>(smem + L::S_FULL + 8 * place);
         }
+        if (release)
+            tcgen05_commit<1>(smem + L::FREE + 8 * at.stage);
         at.next();
     }
-    if (leader && MLA_MUTANT != 6)
+    if (MLA_MUTANT != 6)
         tcgen05_commit<1>(smem + L::S_FULL + 8 * place);
 }
 
 /* O[t] (+)= P[place] · V. */
 template <class T, class L>
 __device__ __forceinline__ void values(u32 smem, int t, int place, struct ring<L::SLOTS> at,
-                                       u32 ready, bool accumulate, bool release, bool leader)
+                                       u32 ready, bool accumulate, bool release)
 {
     constexpr operand_type type = operand_type_of<T>::value;
     constexpr u32 idesc = umma_idesc(128, L::D_V, type, type, OPERAND_F32, false, true);
     constexpr u32 leading = L::V_KEYS * 128, stride = 1024;
 #pragma unroll 1
     for (int i = 0; i < L::V_SLOTS; i++) {
-        if (MLA_MUTANT == 7)
-            mbarrier_wait(smem + L::FULL + 8 * at.stage, at.phase);
-        else
-            mbarrier_wait(smem + L::READY + 8 * at.stage, ready >> at.stage & 1);
-        if (leader) {
-            const u64 b =
-                umma_desc(smem + L::RING + at.stage * L::SLOT, MLA_MUTATED(8, stride, leading),
-                          MLA_MUTATED(8, leading, stride), 128);
-            const u32 p = L::S + place * L::KEYS + L::P + i * (L::V_KEYS / 2);
+        const u64 b =
+            umma_desc(smem + L::RING + at.stage * L::SLOT, MLA_MUTATED(8, stride, leading),
+                      MLA_MUTATED(8, leading, stride), 128);
+        const u32 p = L::S + place * L::KEYS + L::P + i * (L::V_KEYS / 2);
+        mbarrier_wait(smem + MLA_MUTATED(7, L::V_FULL, L::READY) + 8 * at.stage,
+                      ready >> at.stage & 1);
 #pragma unroll
-            for (int step = 0; step < L::V_KEYS / 16; step++)
-                tcgen05_mma_ts<1, KIND_F16>(L::O + t * L::D_V, p + step * 8,
-                                            b + step * MLA_MUTATED(9, 1024, 2048) / 16, idesc,
-                                            accumulate || i + step > 0);
-            if (release)
-                tcgen05_commit<1>(smem + L::FREE + 8 * at.stage);
-        }
+        for (int step = 0; step < L::V_KEYS / 16; step++)
+            tcgen05_mma_ts<1, KIND_F16>(L::O + t * L::D_V, p + step * 8,
+                                        b + step * MLA_MUTATED(9, 1024, 2048) / 16, idesc,
+                                        accumulate || i + step > 0);
+        if (release)
+            tcgen05_commit<1>(smem + L::FREE + 8 * at.stage);
         at.next();
     }
-    if (leader)
-        tcgen05_commit<1>(smem + L::O_FULL + 8 * t);
+    tcgen05_commit<1>(smem + L::O_FULL + 8 * t);
+}
+
+/* Some slots in a row, a bit each. */
+template <class L> __device__ __forceinline__ u32 slots_of(const struct ring<L::SLOTS> &at, int n)
+{
+    const u32 bits = ((1u << n) - 1) << at.stage;
+    return (bits | bits >> L::SLOTS) & ((1u << L::SLOTS) - 1);
 }
 
 template <class T, class L>
@@ -305,7 +305,8 @@ __device__ __forceinline__ void multiply(const struct mla_mha100_args &x, u32 sm
 {
     struct ring<L::SLOTS> at;
     struct mha_work w;
-    u32 q_phases = 0, p_phases = 0, ready = 0;
+    u32 q_phases = 0, p_phases = 0;
+    u32 full = 0, ready = 0; /* of slots: parities of the next K, of the next V */
     const bool leader = elect_one();
     for (int n = 0; nth_work<L>(x, n, &w); n++) {
         struct mha_walk walk;
@@ -317,11 +318,14 @@ __device__ __forceinline__ void multiply(const struct mla_mha100_args &x, u32 sm
         limit[1] = L::TILES == 2 ? limit_of<L>(x, w, 1) : 0;
 #pragma unroll
         for (int t = 0; t < L::TILES; t++) {
-            if (key >= limit[t])
+            if (!leader || key >= limit[t])
                 continue;
             wait_and_flip(smem + L::Q_FULL, t, &q_phases);
-            scores<T, L>(smem, t, t, at, t == 1 || key >= limit[1], leader);
+            if (MLA_MUTANT == 24)
+                mbarrier_arrive(smem + L::Q_FREE + 8 * t);
+            scores<T, L>(smem, t, t, at, full, t == 1 || key >= limit[1]);
         }
+        full ^= slots_of<L>(at, L::K_SLOTS);
         at.skip(L::K_SLOTS);
         while (key < w.end) {
             const int next = next_tile(x, w, &walk);
@@ -331,32 +335,35 @@ __device__ __forceinline__ void multiply(const struct mla_mha100_args &x, u32 sm
             else if (next < w.end)
                 v.skip(L::K_SLOTS);
             at.skip(L::V_SLOTS + (next < w.end ? L::K_SLOTS : 0));
+            if (leader) {
 #pragma unroll
-            for (int t = 0; t < L::TILES; t++) {
-                /* All scores of these queries have been asked for: their place may be refilled
-                 * once they are made. */
-                if (leader && key < limit[t] && next >= limit[t])
-                    tcgen05_commit<1>(smem + L::Q_FREE + 8 * t);
-            }
-            if (L::TILES == 1 && next < limit[0])
-                scores<T, L>(smem, 0, place ^ 1, k, true, leader);
-#pragma unroll
-            for (int t = 0; t < L::TILES; t++) {
-                const int here = L::TILES == 2 ? t : place;
-                if (key < limit[t]) {
-                    if (MLA_MUTANT == 10)
-                        p_phases ^= 1u << here;
-                    wait_and_flip(smem + L::P_READY, here, &p_phases);
-                    if (MLA_MUTATED(11, false, true))
-                        tcgen05_fence_after();
-                    values<T, L>(smem, t, here, v, ready, MLA_MUTATED(12, true, !first),
-                                 MLA_MUTATED(13, t == 0, t == 1 || key >= limit[1]), leader);
+                for (int t = 0; t < L::TILES; t++) {
+                    /* All scores of these queries have been asked for: their place may be
+                     * refilled once they are made. */
+                    if (key < limit[t] && next >= limit[t] && MLA_MUTANT != 24)
+                        tcgen05_commit<1>(smem + L::Q_FREE + 8 * t);
                 }
-                if (L::TILES == 2 && next < limit[t])
-                    scores<T, L>(smem, t, t, k, t == 1 || next >= limit[1], leader);
+                if (L::TILES == 1 && next < limit[0])
+                    scores<T, L>(smem, 0, place ^ 1, k, full, true);
+#pragma unroll
+                for (int t = 0; t < L::TILES; t++) {
+                    const int here = L::TILES == 2 ? t : place;
+                    if (key < limit[t]) {
+                        if (MLA_MUTANT == 10)
+                            p_phases ^= 1u << here;
+                        wait_and_flip(smem + L::P_READY, here, &p_phases);
+                        if (MLA_MUTATED(11, false, true))
+                            tcgen05_fence_after();
+                        values<T, L>(smem, t, here, v, ready, MLA_MUTATED(12, true, !first),
+                                     MLA_MUTATED(13, t == 0, t == 1 || key >= limit[1]));
+                    }
+                    if (L::TILES == 2 && next < limit[t])
+                        scores<T, L>(smem, t, t, k, full, t == 1 || next >= limit[1]);
+                }
             }
-            for (int i = 0; i < L::V_SLOTS; i++, v.next())
-                ready ^= 1u << v.stage;
+            ready ^= slots_of<L>(v, L::V_SLOTS);
+            if (next < w.end)
+                full ^= slots_of<L>(k, L::K_SLOTS);
             place ^= 1;
             first = false;
             key = next;
@@ -569,7 +576,8 @@ template <class L> __device__ __forceinline__ void init_barriers(u32 smem)
         mbarrier_init(smem + L::WEIGHT_FREE + 8 * t, 128);
     }
     for (int i = 0; i < L::SLOTS; i++) {
-        mbarrier_init(smem + L::FULL + 8 * i, 1);
+        mbarrier_init(smem + L::K_FULL + 8 * i, 1);
+        mbarrier_init(smem + L::V_FULL + 8 * i, 1);
         mbarrier_init(smem + L::FREE + 8 * i, 1);
         mbarrier_init(smem + L::READY + 8 * i, 1);
     }

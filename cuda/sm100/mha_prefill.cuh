@@ -34,8 +34,8 @@ template <int D_QK_, int D_V_> struct mha_shape {
     static const int THREADS = WARPS * 32;
     /* Registers a thread, from setmaxnreg on. */
     static const int LAUNCH_REGISTERS = 65536 / THREADS / 8 * 8;
-    static const int SOFTMAX_REGISTERS = TILES == 2 ? 192 : 240;
-    static const int CORRECTION_REGISTERS = TILES == 2 ? 80 : 152;
+    static const int SOFTMAX_REGISTERS = TILES == 2 ? 200 : 240;
+    static const int CORRECTION_REGISTERS = TILES == 2 ? 64 : 152;
     static const int OTHER_REGISTERS = TILES == 2 ? 48 : 96;
     static_assert(TILES * SOFTMAX_REGISTERS + CORRECTION_REGISTERS + OTHER_REGISTERS <= 512,
                   "128 threads each of 65536 registers");
@@ -47,8 +47,9 @@ template <int D_QK_, int D_V_> struct mha_shape {
     /* Shared memory. */
     static const int Q = 0, RING = TILES * K_SLOTS * SLOT, BARS = ALL_SLOTS * SLOT;
     static const int Q_FULL = BARS, Q_FREE = Q_FULL + 8 * TILES;
-    static const int FULL = Q_FREE + 8 * TILES, FREE = FULL + 8 * SLOTS, READY = FREE + 8 * SLOTS;
-    static const int S_FULL = READY + 8 * SLOTS, P_READY = S_FULL + 16, FACTOR_FULL = P_READY + 16;
+    static const int K_FULL = Q_FREE + 8 * TILES, V_FULL = K_FULL + 8 * SLOTS;
+    static const int READY = V_FULL + 8 * SLOTS, FREE = READY + 8 * SLOTS;
+    static const int S_FULL = FREE + 8 * SLOTS, P_READY = S_FULL + 16, FACTOR_FULL = P_READY + 16;
     static const int O_FULL = FACTOR_FULL + 16, WEIGHT_FULL = O_FULL + 8 * TILES,
                      WEIGHT_FREE = WEIGHT_FULL + 8 * TILES;
     static const int TMEM_BASE = WEIGHT_FREE + 8 * TILES;

@@ -17,8 +17,8 @@ enum {
     MLA_MHA100_BOX = 64    /* columns of a box: 128 bytes, the swizzle's span */
 };
 
-/* Maps are of [rows, heads, width] elements. Boxes: 128 rows of q, q_rope and k, and as many of v as
- * fill 16 KB with all its columns (64 at two query tiles, 32 at one). */
+/* Maps are of [rows, heads, width] elements. Boxes: 128 rows of q, q_rope and k, and as many of v
+ * as fill 16 KB with all its columns (64 at two query tiles, 32 at one). */
 struct mla_mha100_args {
     struct mla_tensor_map q, q_rope, k, v;
     struct mla_mha_args a;
@@ -26,8 +26,8 @@ struct mla_mha100_args {
     int32_t out_aligned; /* out and its strides are multiples of 16 bytes */
 };
 
-/* The smallest that holds these widths; function NULL if none does. rows: 256, or 128 where only one
- * query tile fits. */
+/* The smallest that holds these widths; function NULL if none does. rows: 256, or 128 where only
+ * one query tile fits. */
 struct mla_mha_tile mla_mha100_tile(mla_dtype dtype, int64_t d_qk, int64_t d_v);
 
 #ifdef __cplusplus
