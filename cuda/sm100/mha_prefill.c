@@ -88,7 +88,7 @@ static const struct mla_mha_engine engine = {
 const struct mla_kernel mla_mha_prefill_sm100 = {
     .name = "mha_prefill_sm100",
     .architecture = "sm_100f",
-    .proof = MLA_PROOF_COMPILED,
+    .proof = MLA_PROOF_MODEL,
     .engine = &engine,
     MLA_MHA_EXPANDED_ROW,
 };
@@ -96,7 +96,7 @@ const struct mla_kernel mla_mha_prefill_sm100 = {
 const struct mla_kernel mla_mha_latent_sm100 = {
     .name = "mha_latent_sm100",
     .architecture = "sm_100f",
-    .proof = MLA_PROOF_COMPILED,
+    .proof = MLA_PROOF_MODEL,
     .engine = &engine,
     MLA_MHA_LATENT_ROW,
 };
