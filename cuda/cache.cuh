@@ -7,6 +7,7 @@
 
 #include "any/mqa.h"
 #include "element.cuh"
+#include "mutant.cuh"
 #include "ptx/cp_async.cuh"
 #include "record.h"
 
@@ -113,6 +114,13 @@ template <class T> __device__ __forceinline__ uint4 from_bf16x8(uint4 raw)
     return make_uint4(out[0], out[1], out[2], out[3]);
 }
 
+__device__ __forceinline__ float fp8_scale(const float *scales, int tile)
+{
+    if (MUTANT(FP8_E8M0))
+        return __uint_as_float(__float_as_uint(scales[tile]) & 0x7F800000u);
+    return scales[MUTANT(FP8_NEIGHBOUR) && tile == 1 ? 2 : tile];
+}
+
 /* Values 8·chunk … 8·chunk + 7 of a packed row (latent, then rope) as T. row: the record in
  * shared memory, 16-byte aligned, its footer scales right behind the data. */
 template <class T>
@@ -124,7 +132,8 @@ __device__ __forceinline__ uint4 dequant_chunk(int format, const char *row, int 
             return from_bf16x8<T>(
                 *(const uint4 *)(row + FP8_ROPE_AT + 16 * (chunk - PACKED_LATENT / 8)));
         return dequant_e4m3x8<T>(*(const uint2 *)(row + 8 * chunk),
-                                 ((const float *)(row + FP8_SCALES_AT))[8 * chunk / FP8_TILE]);
+                                 fp8_scale((const float *)(row + FP8_SCALES_AT),
+                                           8 * chunk / FP8_TILE));
     case MLA_CACHE_MODEL1:
         if (chunk >= MODEL1_ROPE_AT / 8)
             return from_bf16x8<T>(

@@ -8,6 +8,7 @@
  * (lse = -inf) is not read, whatever its row holds. */
 #include "../element.cuh"
 #include "../ptx/launch.cuh"
+#include "../mutant.cuh"
 #include "merge.h"
 #include "mqa.h"
 
@@ -72,8 +73,8 @@ __global__ void __launch_bounds__(MLA_MQA_THREADS)
         float l = lse[s * per_split];
         if (l == -INFINITY)
             continue;
-        float weight = exp2f(l - reference);
-        sum += weight;
+        float weight = MUTANT(SPLIT_MEAN) ? 1.0f : exp2f(l - reference);
+        sum += MUTANT(SPLIT_LOST) && s == 1 ? 0 : weight;
         const float *part = out + s * per_split * MLA_MQA_LATENT;
 #pragma unroll
         for (int j = 0; j < MLA_MQA_LATENT / 128; j++) {
@@ -162,3 +163,5 @@ extern "C" const void *mla_merge_function(void)
 {
     return mla_kernel_address(merge_kernel);
 }
+
+MLA_MUTANT_SETTER(combine)

@@ -27,6 +27,7 @@
 
 #include "element.cuh"
 #include "mha.h"
+#include "mutant.cuh"
 #include "ptx/cp_async.cuh"
 #include "ptx/launch.cuh"
 #include "ptx/shared.cuh"
@@ -212,12 +213,20 @@ __device__ __forceinline__ void hide(const struct mla_mha_args &a, const struct 
             int left = r.keys - key0;
             if (a.causal)
                 left = min(left, r.shift + r.first + row - key0);
+            if (MUTANT_HITS(CAUSAL_PLUS, r.batch + row))
+                left++;
+            if (MUTANT_HITS(CAUSAL_MINUS, r.batch + row))
+                left--;
             uint64_t bits = left >= 64 ? seen : left > 0 ? seen & ~(~0ull << left) : 0;
             uint32_t low = (uint32_t)bits, high = (uint32_t)(bits >> 32);
             if (a.mask) {
                 low &= mask[row].x;
                 high &= mask[row].y;
             }
+            if (MUTANT_HITS(MASK_BIT, r.batch + row) && key0 == r.keys / 128 * 64)
+                low ^= 1;
+            if (MUTANT_HITS(TILE_UNMASKED, r.batch + row) && key0 == r.keys / 128 * 64)
+                low = high = ~0u;
             low >>= (lane & 3) * 2;
             high >>= (lane & 3) * 2;
 #pragma unroll
@@ -253,7 +262,7 @@ __device__ __forceinline__ void softmax(float s[MT][8][4], float o[MT][D / 8][4]
             best[0] = fmaxf(best[0], __shfl_xor_sync(~0u, best[0], 1));
             best[0] = fmaxf(best[0], __shfl_xor_sync(~0u, best[0], 2));
             /* Both sides of a rescale use the same rounded products; -inf before the first key. */
-            float base = best[0] == -CUDART_INF_F ? 0 : best[0] * scale;
+            float base = best[0] == -CUDART_INF_F && !MUTANT(FIRST_TILE) ? 0 : best[0] * scale;
             shrink[half] = ex2_approx_ftz(top[m][half] * scale - base);
             moved |= best[0] != top[m][half];
             top[m][half] = best[0];
@@ -477,10 +486,13 @@ __global__ void __launch_bounds__(MLA_MHA_THREADS, MT == 2 ? 2 : 1)
         if (a.mask)
             load_mask<ROWS>(mask_smem, a, r, key0);
         scores<T, D_QK, MT>(s, q_first, k_first);
-        if (a.sign != 1) {
+        float sign = a.sign;
+        if (MUTANT(SCALE_PERCENT) || MUTANT(SCALE_PERMILLE))
+            sign *= MUTANT(SCALE_PERCENT) ? 1.01f : 1.001f;
+        if (sign != 1) {
 #pragma unroll
             for (int i = 0; i < MT * 32; i++)
-                s[i / 32][i / 4 % 8][i % 4] *= a.sign;
+                s[i / 32][i / 4 % 8][i % 4] *= sign;
         }
         cp_async_wait_all();
         __syncthreads(); /* K has been read by all, V and the mask have arrived */

@@ -6,3 +6,5 @@ struct mla_mha_tile mla_mha_tile_bf16(int64_t d_qk, int64_t d_v)
 {
     return tile_for_widths<bf16>(d_qk, d_v);
 }
+
+MLA_MUTANT_SETTER(mha_bf16)

@@ -48,9 +48,11 @@
 #ifndef MLA_CUDA_ANY_MQA_CUH
 #define MLA_CUDA_ANY_MQA_CUH
 
+#include "../mutant.cuh"
 #include "../ptx/barrier.cuh"
 #include "../ptx/launch.cuh"
 #include "../ptx/shared.cuh"
+#include "mqa_mutant.cuh"
 #include "mqa_work.cuh"
 
 static const int KEYS = MLA_MQA_KEYS;
@@ -127,11 +129,16 @@ __device__ __forceinline__ void find_work(const struct mla_mqa_args &a, int *fou
 __device__ __forceinline__ int fetch_position(const struct mla_mqa_args &a, const struct work &w,
                                               int step, int last_step)
 {
-    int lane = threadIdx.x % 32, j = step * KEYS + lane;
+    int lane = threadIdx.x % 32, j = step * KEYS + lane, pos;
     if (step >= last_step)
         return -1;
-    if (w.list)
-        return j < w.count ? w.list[j] : -1;
+    if (w.list) {
+        pos = j < w.count ? w.list[j] : -1;
+#ifdef MLA_DEVICE_MUTANTS
+        pos = mutated_position(a, w, j, pos);
+#endif
+        return pos;
+    }
     if (a.mask) {
         uint32_t word = 0;
         for (int t = lane; t < w.tokens; t += 32)
@@ -213,6 +220,10 @@ __device__ __forceinline__ uint32_t copy_step(const struct mla_mqa_args &a, cons
     int key = first + lane / 8, part = lane % 8;
     uint32_t bytes = visible >> key & 1 ? 16 : 0;
     const char *src = c.data + __shfl_sync(0xFFFFFFFFu, place.data, key) + 16 * part;
+    if (MUTANT_HITS(NAN_SLOT, w.r.q_start + w.token0) && bytes == 0) {
+        src = MUTANT_NANS(src) + 16 * part;
+        bytes = 16;
+    }
     if (PACKED) {
         uint32_t to = smem + S::raw_at + key * RAW_PITCH + 16 * part;
 #pragma unroll
@@ -247,10 +258,10 @@ template <class S, class T> __device__ __forceinline__ void widen(int format, ch
         }
     }
     if (S::row_bytes > 2 * MLA_MQA_LATENT) {
-        int key = first + lane / 8;
+        int key = first + lane / 8, from = MUTANT(FP8_ROPE) && key ? key - 1 : key;
         *(uint4 *)(shared + key * S::row_bytes + 2 * MLA_MQA_LATENT +
                    ((lane % 8 ^ (key & 7)) << 4)) =
-            dequant_chunk<T>(format, shared + S::raw_at + key * RAW_PITCH,
+            dequant_chunk<T>(format, shared + S::raw_at + from * RAW_PITCH,
                              MLA_MQA_LATENT / 8 + lane % 8);
     }
 }
@@ -270,6 +281,22 @@ template <class S> __device__ __forceinline__ int weight_at(int row, int chunk)
 {
     return S::scores_at + row * (KEYS * 4) + ((chunk ^ (row & 7)) << 4);
 }
+
+#ifdef MLA_DEVICE_MUTANTS
+/* Weights of keys 3 and 17 of the step change places: as if the keys' values had. */
+template <class S> __device__ void swap_weights(char *shared)
+{
+    int lane = threadIdx.x % 32, row = threadIdx.x / 32 * S::rows_warp + lane / S::lanes_row;
+    __syncwarp();
+    if (lane % S::lanes_row == 0) {
+        uint16_t *x = (uint16_t *)(shared + weight_at<S>(row, 0)) + 3;
+        uint16_t *y = (uint16_t *)(shared + weight_at<S>(row, 2)) + 1, keep = *x;
+        *x = *y;
+        *y = keep;
+    }
+    __syncwarp();
+}
+#endif
 
 /* Q of the tile through shared memory into this warp's fragments. */
 template <class S, int ROWS>
@@ -334,6 +361,8 @@ partial_scores(uint32_t k_smem, int n0, uint32_t q[S::bands][S::q_frags][4], flo
         }
         if (i >= S::ahead) {
             int j = i - S::ahead, n = j % loads_frag * 2;
+            if (MUTANT(ROPE_DROPPED) && j / loads_frag / S::q_frags == MLA_MQA_LATENT / 64)
+                continue;
             const uint32_t *fresh = k[j % (S::ahead + 1)];
             const uint32_t *q_frag = q[j / loads_frag / S::q_frags][j / loads_frag % S::q_frags];
             T::mma(s[n], q_frag, fresh[0], fresh[1]);
@@ -489,11 +518,21 @@ __device__ __forceinline__ void store_row(const struct mla_mqa_args &a, const st
         int64_t token = w.r.q_start + at / a.heads;
         factor =
             finish_row(st.max_log2, st.sum, a.sink != NULL, a.sink ? a.sink[head] : 0, &lse_log2);
+        float unit = a.lse_unit * (MUTANT(LSE_BASE) ? 1.44269504f : 1), top = st.max_log2;
+        if (MUTANT(LSE_NO_SINK))
+            finish_row(st.max_log2, st.sum, false, 0, &lse_log2);
+        if (MUTANT(EMPTY_LSE) && st.max_log2 == -INFINITY)
+            lse_log2 = INFINITY;
+        if (MUTANT(EMPTY_OUT) && st.max_log2 == -INFINITY)
+            factor = NAN;
+        if (MUTANT(MAX_SINK) && a.sink)
+            top = fmaxf(top, a.sink[head] * 1.44269504f);
+        if (MUTANT(MAX_LOG2))
+            top *= 1.44269504f;
         if (a.lse)
-            a.lse[token * a.lse_stride[0] + head * a.lse_stride[1]] = lse_log2 * a.lse_unit;
+            a.lse[token * a.lse_stride[0] + head * a.lse_stride[1]] = lse_log2 * unit;
         if (a.max_logits)
-            a.max_logits[token * a.max_stride[0] + head * a.max_stride[1]] =
-                st.max_log2 * 0.693147181f;
+            a.max_logits[token * a.max_stride[0] + head * a.max_stride[1]] = top * 0.693147181f;
     }
     *(float *)(shared + S::rows_at + 4 * row) = factor;
 }
@@ -509,17 +548,30 @@ __device__ __forceinline__ void store_out(const struct mla_mqa_args &a, const st
         for (int half = 0; half < 2; half++) {
             int row = m * 16 + half * 8 + lane / 4, at = w.row0 + row;
             float factor = *(const float *)(shared + S::rows_at + 4 * row);
+#ifdef MLA_DEVICE_MUTANTS
+            float stale = __shfl_up_sync(0xFFFFFFFFu, o[m][3][2 * half] * factor, 4);
+#endif
             if (row >= w.rows)
                 continue;
             bool split = w.r.splits > 1;
-            int64_t to =
-                (w.r.q_start + at / a.heads) * a.out_stride[0] + at % a.heads * a.out_stride[1];
+            int64_t token = w.r.q_start + at / a.heads;
+            int head = at % a.heads;
+            if (MUTANT_HITS(HEADS_SWAPPED, token))
+                head = head < 2 ? 1 - head : head;
+            int64_t to = token * a.out_stride[0] + head * a.out_stride[1];
             if (split)
                 to = (w.r.part_row + (int64_t)w.split * w.r.query_len * a.heads + at) *
                      MLA_MQA_LATENT;
 #pragma unroll
             for (int n = 0; n < OUT_TILES; n++) {
                 float x = o[m][n][2 * half] * factor, y = o[m][n][2 * half + 1] * factor;
+#ifdef MLA_DEVICE_MUTANTS
+                x = MUTANT_HITS(COLUMN_STALE, token) && n == 3 && lane >= 4 ? stale : x;
+                if (MUTANT(LATENT_CHOPPED)) {
+                    x = chopped(x);
+                    y = chopped(y);
+                }
+#endif
                 if (split)
                     *(float2 *)(a.part_out + to + column + n * 8) = make_float2(x, y);
                 else
@@ -566,6 +618,9 @@ __global__ void __launch_bounds__(MLA_MQA_THREADS, ROWS <= MOST_ROWS_OF_TWO_BLOC
     int ahead = fetch_position(a, w, step + 1, last);
     uint32_t visible = 0, mask_word = 0;
     int stage = 0;
+#ifdef MLA_DEVICE_MUTANTS
+    bool skipped = false;
+#endif
     if (step < last) {
         visible = copy_step<S, PACKED>(a, w, pos, page, shared, smem, 0);
         mask_word = row_bits(a, w, row_token, step);
@@ -617,7 +672,20 @@ __global__ void __launch_bounds__(MLA_MQA_THREADS, ROWS <= MOST_ROWS_OF_TWO_BLOC
         if (!any_key)
             continue; /* the whole block agrees */
         scores_barrier<S>();
+        if (step == 1 && MUTANT_HITS(MAX_OF_TILE, w.r.q_start + row_token))
+            state.max_log2 = -INFINITY;
         bool moved = softmax_step<S, T, ROWS>(shared, own, bits, a.scale_log2, &state);
+#ifdef MLA_DEVICE_MUTANTS
+        if (step == 0 && MUTANT_HITS(V_SWAPPED, w.r.q_start + row_token))
+            swap_weights<S>(shared);
+        if (step >= 1 && moved && !skipped &&
+            MUTANT_HITS(RESCALE_SKIPPED, w.r.q_start + row_token)) {
+            skipped = true;
+            __syncwarp(__activemask());
+            *(float *)(shared + S::rows_at +
+                       4 * (threadIdx.x / 32 * S::rows_warp + threadIdx.x % 32 / S::lanes_row)) = 1;
+        }
+#endif
         if (__syncthreads_or(moved)) {
 #pragma unroll
             for (int m = 0; m < ROWS / 16; m++) {
@@ -635,6 +703,12 @@ __global__ void __launch_bounds__(MLA_MQA_THREADS, ROWS <= MOST_ROWS_OF_TWO_BLOC
             }
         }
         add_weighted<S, T, ROWS>(smem, k_smem, o);
+#ifdef MLA_DEVICE_MUTANTS
+        for (int i = 0; MUTANT(ACCUMULATOR_16) && i < ROWS / 16 * OUT_TILES * 4; i++) {
+            float *x = &o[0][0][0] + i;
+            *x = T::is_bf16 ? __uint_as_float(T::pack(*x, 0) << 16) : *x;
+        }
+#endif
     }
     __syncthreads();                                       /* the last factors are read */
     find_work<ROWS>(a, (int *)(shared + S::found_at), &w); /* cheaper than registers in the loop */

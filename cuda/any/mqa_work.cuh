@@ -5,6 +5,7 @@
 #define MLA_CUDA_ANY_MQA_WORK_CUH
 
 #include "../cache.cuh"
+#include "../mutant.cuh"
 #include "mqa.h"
 
 /* What every thread of a block knows about its tile. */
@@ -63,6 +64,11 @@ __device__ __forceinline__ void set_work(const struct mla_mqa_args &a, int found
         int64_t token = w->r.q_start + w->token0;
         w->list = a.indices + token * a.indices_stride;
         w->count = a.topk_lens ? max(0, min(a.topk, a.topk_lens[token])) : a.topk;
+        if (MUTANT_HITS(PAST_LENGTH, token) || MUTANT_HITS(KEY_EXTRA, token) ||
+            MUTANT_HITS(KEY_TWICE, token))
+            w->count++;
+        if (MUTANT_HITS(LENGTH_IGNORED, token))
+            w->count = a.topk;
     }
     w->pages = NULL;
     if (a.cache.page_size > 0)
@@ -90,6 +96,8 @@ __device__ __forceinline__ int fetch_page(const struct mla_mqa_args &a, const st
     if (!w.pages)
         return 0;
     int column = page_column(&a.cache, pos);
+    if (MUTANT_HITS(WRONG_PAGE, w.r.q_start + w.token0) && column == 1)
+        column = 0;
     return column < a.cache.max_pages ? w.pages[column] : -1;
 }
 
@@ -115,7 +123,9 @@ __device__ __forceinline__ void store_pair(int dtype, char *out, int64_t at, flo
 __device__ __forceinline__ float finish_row(float reference, float sum, bool has_sink, float sink,
                                             float *lse_log2)
 {
-    float sink_log2 = has_sink ? sink * 1.44269504f : -INFINITY;
+    float sink_log2 = has_sink && !MUTANT(SINK_IGNORED) ? sink * 1.44269504f : -INFINITY;
+    if (MUTANT(SINK_TWICE))
+        sink_log2 += 1;
     float top = fmaxf(reference, sink_log2);
     *lse_log2 = top;
     if (isinf(top)) /* no key and no sink, or a sink that takes everything */
