@@ -220,10 +220,12 @@ __device__ __forceinline__ uint32_t copy_step(const struct mla_mqa_args &a, cons
     int key = first + lane / 8, part = lane % 8;
     uint32_t bytes = visible >> key & 1 ? 16 : 0;
     const char *src = c.data + __shfl_sync(0xFFFFFFFFu, place.data, key) + 16 * part;
+#ifdef MLA_DEVICE_MUTANTS
     if (MUTANT_HITS(NAN_SLOT, w.r.q_start + w.token0) && bytes == 0) {
-        src = MUTANT_NANS(src) + 16 * part;
+        src = mutated_row() + 16 * part;
         bytes = 16;
     }
+#endif
     if (PACKED) {
         uint32_t to = smem + S::raw_at + key * RAW_PITCH + 16 * part;
 #pragma unroll
