@@ -19,6 +19,23 @@ mla_status mla_cuda_fail(const char *function, const char *call, cudaError_t err
                     cudaGetErrorName(error));
 }
 
+mla_status mla_cuda_allow_shared(const void *function, size_t dynamic, size_t most)
+{
+    size_t fixed = 0;
+#ifndef MLA_MODEL
+    struct cudaFuncAttributes attributes;
+    MLA_CUDA(cudaFuncGetAttributes(&attributes, function));
+    fixed = attributes.sharedSizeBytes;
+#endif
+    if (most && fixed + dynamic > most)
+        return mla_fail(MLA_ERR_UNSUPPORTED,
+                        "%s: shared memory: a block wants %zu bytes, at most %zu go on every GPU",
+                        __func__, fixed + dynamic, most);
+    MLA_CUDA(
+        cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)dynamic));
+    return MLA_OK;
+}
+
 mla_status mla_cuda_enter(const mla_context *context, int *before)
 {
     MLA_CUDA(cudaGetDevice(before));

@@ -28,6 +28,13 @@ mla_status mla_cuda_fail(const char *function, const char *call, cudaError_t err
             return mla_cuda_fail(__func__, #call, error_);                                         \
     } while (0)
 
+/* What a block of a kernel of any/ may have: all that sm_120 gives. */
+#define MLA_ANY_SHARED_BYTES ((size_t)99 * 1024)
+
+/* Permission for `dynamic` bytes of dynamic shared memory, which CUDA asks for once a function and
+ * device. With the kernel's static ones they must not exceed `most`, 0 = the device's limit. */
+mla_status mla_cuda_allow_shared(const void *function, size_t dynamic, size_t most);
+
 /* The thread's current device is saved and the context's made current, and back. A context on the
  * current device costs one query. */
 mla_status mla_cuda_enter(const mla_context *context, int *before);

@@ -429,6 +429,7 @@ extern "C" cudaError_t mla_index_merge(const struct index_launch *launch, int fi
                                        unsigned rows, cudaStream_t stream)
 {
     const void *kernel = mla_kernel_address(merge_kernel);
+    static_assert(2 * K_BYTES + SELECT_BYTES + 16 <= MLA_ANY_SHARED_BYTES, "any GPU from sm_80");
     cudaError_t error =
         cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, 2 * K_BYTES);
     void *list[] = {(void *)launch, &first_row};
@@ -442,6 +443,8 @@ static cudaError_t launch(const struct index_launch *a, unsigned blocks, cudaStr
                          : a->q_fp8 ? mla_kernel_address(index_kernel<FP8_F16>)
                                     : mla_kernel_address(index_kernel<FP8_BF16>);
     int bytes = 2 * K_BYTES + (a->k_fp8 ? RAW_BYTES : 0);
+    static_assert(2 * K_BYTES + RAW_BYTES + sizeof(struct shared) <= MLA_ANY_SHARED_BYTES,
+                  "any GPU from sm_80");
     cudaError_t error =
         cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
     void *list[] = {(void *)a};

@@ -202,19 +202,19 @@ static mla_status upload(const struct mla_job *job, struct mla_mha_plan *plan,
     mla_status status = mla_cuda_enter(job->context, &before);
     if (status != MLA_OK || segments == 0)
         return status;
-    cudaError_t error =
-        cudaFuncSetAttribute(plan->tile.function, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                             (int)plan->tile.shared_bytes);
-    if (error == cudaSuccess)
+    status = mla_cuda_allow_shared(plan->tile.function, plan->tile.shared_bytes,
+                                   plan->engine->most_shared);
+    cudaError_t error = cudaSuccess;
+    if (status == MLA_OK)
         error = cudaMalloc((void **)&plan->table, bytes + more);
-    if (error == cudaSuccess)
+    if (status == MLA_OK && error == cudaSuccess)
         error = cudaMemcpy(plan->table, table, bytes, cudaMemcpyHostToDevice);
-    if (error == cudaSuccess && order) {
+    if (status == MLA_OK && error == cudaSuccess && order) {
         plan->order = (struct mla_mha_place *)(void *)(plan->table + segments);
         error = cudaMemcpy(plan->order, order, more, cudaMemcpyHostToDevice);
     }
     mla_cuda_leave(job->context, before);
-    return error == cudaSuccess ? MLA_OK : mla_cuda_fail(__func__, "table of requests", error);
+    return error == cudaSuccess ? status : mla_cuda_fail(__func__, "table of requests", error);
 }
 
 mla_status mla_mha_prepare(struct mla_job *job, int64_t heads, int64_t d_qk, int64_t d_v,
@@ -552,6 +552,7 @@ static mla_status any_launch(const struct mla_job *job, const struct mla_mha_til
 static const struct mla_mha_engine any_engine = {
     .supports = any_supports,
     .tile = any_tile,
+    .most_shared = MLA_ANY_SHARED_BYTES,
     .launch = any_launch,
 };
 

@@ -41,7 +41,8 @@ struct mla_mha_engine {
                      char *why, size_t bytes);
     /* The block that holds these widths; function NULL if none does. */
     struct mla_mha_tile (*tile)(mla_dtype dtype, int64_t d_qk, int64_t d_v);
-    bool ordered; /* args.order is wanted */
+    size_t most_shared; /* bytes of shared memory of a block; 0 = what the device has */
+    bool ordered;       /* args.order is wanted */
     /* Launches the attention of one pass. The context's device is current; args hold everything but
      * what lies behind q, k and v, which operands describe. */
     mla_status (*launch)(const struct mla_job *job, const struct mla_mha_tile *tile,

@@ -124,8 +124,10 @@ static mla_status upload(const struct mla_job *job, struct mla_mqa_plan *plan,
         return MLA_OK;
     for (int i = 0; i < plan->num_launches; i++) {
         struct mla_mqa_tile tile = plan->engine->tile(p, plan->launches[i].tile);
-        MLA_CUDA(cudaFuncSetAttribute(tile.function, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                      (int)tile.shared_bytes));
+        mla_status status =
+            mla_cuda_allow_shared(tile.function, tile.shared_bytes, plan->engine->most_shared);
+        if (status != MLA_OK)
+            return status;
     }
     MLA_CUDA(cudaMalloc((void **)&plan->table, bytes));
     MLA_CUDA(cudaMemcpy(plan->table, table, bytes, cudaMemcpyHostToDevice));
@@ -456,6 +458,7 @@ static struct mla_mqa_tile any_tile(const mla_problem *p, int tile)
 static const struct mla_mqa_engine any_engine = {
     .name = "mqa_any",
     .num_tiles = TILES,
+    .most_shared = MLA_ANY_SHARED_BYTES,
     .supports = any_supports,
     .cut = any_cut,
     .tile = any_tile,

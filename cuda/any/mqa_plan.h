@@ -39,8 +39,9 @@ struct mla_mqa_launch {
 };
 
 struct mla_mqa_engine {
-    const char *name; /* for sentences */
-    int num_tiles;    /* at most MLA_MQA_TILES */
+    const char *name;   /* for sentences */
+    int num_tiles;      /* at most MLA_MQA_TILES */
+    size_t most_shared; /* bytes of shared memory of a block; 0 = what the device has */
     /* Beyond what mla_mqa_supports has checked for all: the device, the cache, lists. If not, writes
      * why as a clause. */
     bool (*supports)(const struct mla_job *job, char *why, size_t bytes);
