@@ -643,7 +643,7 @@ __global__ void __launch_bounds__(MLA_MQA_THREADS, ROWS <= MOST_ROWS_OF_TWO_BLOC
             __syncthreads(); /* raw records are read, K is whole */
         }
         int next = S::stages == 2 ? stage ^ 1 : 0;
-        float own[S::pairs][2];
+        float own[S::pairs][2] = {};
         /* 64 rows: half of the warps start the next copy before their scores, the others after, so
          * that on each scheduler one warp's addresses overlap the other's products. Smaller tiles
          * run two blocks an SM and overlap anyway. */

@@ -9,7 +9,8 @@
 #ifdef MLA_DEVICE_MUTANTS
 
 /* Entry j of the list as the bugs about lists read it; pos: as it stands there. */
-__device__ int mutated_position(const struct mla_mqa_args &a, const struct work &w, int j, int pos)
+static __device__ int mutated_position(const struct mla_mqa_args &a, const struct work &w, int j,
+                                       int pos)
 {
     int token = w.r.q_start + w.token0, last = w.count - 1;
     if (token != mutant_token || j >= w.count)
@@ -44,7 +45,7 @@ __device__ int mutated_position(const struct mla_mqa_args &a, const struct work 
 }
 
 /* Rounded towards zero from a value that has been rounded towards zero before. */
-__device__ float chopped(float x)
+static __device__ float chopped(float x)
 {
     return __uint_as_float(__float_as_uint(x * (1 - 0x1p-9f)) & 0xFFFF0000u);
 }
