@@ -29,6 +29,7 @@
  *   k_free[stage]    8 · blocks   warps of 1, 2 of the cluster  gather
  *   p_full[stage]    4            warps of 1 or 2               the other
  *   named 1          256          1, 2: sums are exchanged
+ *   named 2, 3       128          warps of 1, of 2: scores are done, P may be written
  *
  * A warpgroup's turn, j its block: S(j) is issued, behind it O += P(j-1)·V(j-1) of the other's
  * block; the softmax of j runs beside the latter; then O += P(j)·V(j). The other warpgroup is half
@@ -267,7 +268,7 @@ __device__ __forceinline__ void gather_works(const struct mla_sparse_sm90_args &
             mbarrier_arrive(smem + S::work_full + (works & 1) * 8);
         works++;
         if (stop)
-            return;
+            break;
         if (w.steps == 0)
             continue;
         /* Positions are fetched two groups ahead of the rows, page ids one. */
@@ -312,6 +313,11 @@ __device__ __forceinline__ void gather_works(const struct mla_sparse_sm90_args &
             blocks++;
         }
     }
+    /* Arrivals of the other block are on their way until the stages are free again. */
+    for (u32 back = 1; back <= 2 && back <= blocks; back++) {
+        u32 block = blocks - back;
+        mbarrier_wait(smem + S::k_free + (block & 1) * 8, block >> 1 & 1);
+    }
 }
 
 /* ------------------------------------------------------------------- scores */
@@ -345,8 +351,8 @@ struct sparse_rows {
 /* Softmax of a stage's scores; P, the largest scores and the factors of what was summed before go
  * to the stage. r->top is that of the block before, r->factor its factor. */
 template <class T, class S>
-__device__ __forceinline__ void weigh_block(float (&s)[KEYS / 2], u32 smem, u32 stage, int row,
-                                            float scale, struct sparse_rows *r)
+__device__ __forceinline__ void weigh_block(float (&s)[KEYS / 2], u32 smem, u32 stage, int wg,
+                                            int row, float scale, struct sparse_rows *r)
 {
     const int t = threadIdx.x & 3;
     const u32 valid = smem + S::valid_at + stage * 64 + (t >> 1) * 4;
@@ -358,6 +364,9 @@ __device__ __forceinline__ void weigh_block(float (&s)[KEYS / 2], u32 smem, u32 
         for (int e = 0; e < 4; e++)
             s[4 * i + e] = bits & 1u << (e & 1) ? s[4 * i + e] * scale : -INFINITY;
     }
+    /* P goes where keys' rope was: all four warps' scores are done. */
+    if (MLA_MUTANT != 4)
+        bar_sync(2 + wg, 128);
 #pragma unroll
     for (int half = 0; half < 2; half++) {
         float best[2] = {s[half * 2], s[half * 2 + 1]};
@@ -578,7 +587,7 @@ __device__ __forceinline__ void attend_works(const struct mla_sparse_sm90_args &
             wgmma_bind(s);
             if (j + 2 >= steps)
                 release(smem + S::q_free);
-            weigh_block<T, S>(s, smem, mine.stage, row, a.scale_log2, &r);
+            weigh_block<T, S>(s, smem, mine.stage, wg, row, a.scale_log2, &r);
             wgmma_wait<0>();
             wgmma_bind(o);
             if (j > 0)
