@@ -184,8 +184,9 @@ struct model_op {
     struct model_chain *chain;
     struct model_group *group;
     struct model_op *group_next, *group_before;
-    uint64_t number; /* in order of issue */
-    int ready_at;    /* place in the list of ops that may run, -1 */
+    uint64_t number;                         /* in order of issue */
+    int ready_at;                            /* place in the list of ops that may run, -1 */
+    struct model_op *open_next, **open_link; /* made, not issued: dropped if the launch fails */
 };
 
 struct model_op *model_op_new(const char *name, void (*run)(struct model_op *op),

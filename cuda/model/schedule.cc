@@ -49,6 +49,7 @@ static bool one_in(uint32_t n)
 static struct model_op **slots, **runnable;
 static uint16_t *free_slots;
 static int num_slots, num_free, num_runnable;
+static struct model_op *open_ops;
 static uint64_t issued;
 
 static const int MOST_OPS = 65535;
@@ -80,6 +81,11 @@ struct model_op *model_op_new(const char *name, void (*run)(struct model_op *op)
     op->at = at;
     op->async_proxy = true;
     op->ready_at = -1;
+    op->open_next = open_ops;
+    op->open_link = &open_ops;
+    if (open_ops)
+        open_ops->open_link = &op->open_next;
+    open_ops = op;
     return op;
 }
 
@@ -221,6 +227,13 @@ static void run_eager(void)
         run_op(runnable[0]);
 }
 
+static void close_op(struct model_op *op)
+{
+    *op->open_link = op->open_next;
+    if (op->open_next)
+        op->open_next->open_link = op->open_link;
+}
+
 void model_op_issue(struct model_op *op)
 {
     if (!slots) {
@@ -234,6 +247,7 @@ void model_op_issue(struct model_op *op)
                    MOST_OPS);
     op->slot = num_free ? free_slots[--num_free] : (uint16_t)++num_slots;
     slots[op->slot] = op;
+    close_op(op);
     model_marks_check(op);
     op->number = ++issued;
     op->issued = true;
@@ -301,6 +315,13 @@ void model_ops_drop(void)
         if (slots[s])
             free_op(slots[s]);
     num_slots = num_free = num_runnable = 0;
+    while (open_ops) {
+        struct model_op *op = open_ops;
+        close_op(op);
+        free(op->ranges);
+        free(op->next);
+        free(op);
+    }
 }
 
 /* ------------------------------------------------------------------ threads */
