@@ -683,7 +683,7 @@ static void index_bad(void **state)
     (void)state;
     static const int32_t q_lens[] = {3, 1}, kv_lens[] = {40, 10};
     static const int32_t down[] = {0, 4, 3}, late[] = {1, 3, 4}, minus[] = {40, -1};
-    struct mla_context context = cpu(2), model = {.backend = MLA_BACKEND_MODEL, .threads = 1};
+    struct mla_context context = cpu(2), other = {.backend = (mla_backend)99, .threads = 1};
     struct call c = make_call(2, q_lens, kv_lens, 5, 32, MLA_INDEX_FP8, MLA_INDEX_FP8);
     c.a.cu_seqlens_q = c.cu, c.a.seq_lens_kv = c.lens;
     want_outputs(&c, 40, 10);
@@ -758,7 +758,7 @@ static void index_bad(void **state)
     const char *run = "mla_index_run";
     refuse(mla_index_run(NULL, &c.a, workspace, bytes, NULL), MLA_ERR_ARGUMENT, run, "context");
     refuse(mla_index_run(&context, NULL, workspace, bytes, NULL), MLA_ERR_ARGUMENT, run, "args");
-    refuse(mla_index_run(&model, &c.a, workspace, bytes, NULL), MLA_ERR_UNSUPPORTED, run,
+    refuse(mla_index_run(&other, &c.a, workspace, bytes, NULL), MLA_ERR_UNSUPPORTED, run,
            "context");
     refuse(mla_index_run(&context, &c.a, workspace, bytes - 1, NULL), MLA_ERR_ARGUMENT, run,
            "workspace_bytes");
@@ -788,7 +788,7 @@ static void index_bad(void **state)
 static void topk_bad(void **state)
 {
     (void)state;
-    struct mla_context context = cpu(1), model = {.backend = MLA_BACKEND_MODEL, .threads = 1};
+    struct mla_context context = cpu(1), other = {.backend = (mla_backend)99, .threads = 1};
     float in[20] = {0};
     int32_t indices[8] = {-7, -7, -7, -7, -7, -7, -7, -7};
     mla_topk_args good = {
@@ -817,7 +817,7 @@ static void topk_bad(void **state)
 #undef RUN
     const char *run = "mla_topk_run";
     refuse(mla_topk_run(NULL, &good, workspace, bytes, NULL), MLA_ERR_ARGUMENT, run, "context");
-    refuse(mla_topk_run(&model, &good, workspace, bytes, NULL), MLA_ERR_UNSUPPORTED, run,
+    refuse(mla_topk_run(&other, &good, workspace, bytes, NULL), MLA_ERR_UNSUPPORTED, run,
            "context");
     refuse(mla_topk_run(&context, NULL, workspace, bytes, NULL), MLA_ERR_ARGUMENT, run, "args");
     refuse(mla_topk_run(&context, &good, workspace, bytes - 1, NULL), MLA_ERR_ARGUMENT, run,

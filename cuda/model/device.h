@@ -36,6 +36,7 @@ void model_ld_shared_cluster(void *value, uint32_t address, uint32_t bytes, stru
 void model_st_shared_cluster(uint32_t address, const void *value, uint32_t bytes,
                              struct model_at at);
 uint32_t model_mapa(uint32_t address, uint32_t rank, struct model_at at);
+uint32_t model_atom_add_shared(uint32_t address, uint32_t value, struct model_at at);
 void model_fence_proxy_async(struct model_at at);
 uint32_t model_generic_to_shared(const void *pointer);
 

@@ -107,6 +107,21 @@ template <class T> __device__ __forceinline__ void st_shared(u32 address, T valu
 #endif
 }
 
+/* Adds to a 32-bit word at once; returns what was there. */
+__device__ __forceinline__ u32 atom_add_shared(u32 address, u32 value MLA_AT)
+{
+#ifdef MLA_MODEL
+    return model_atom_add_shared(address, value, at);
+#else
+    u32 before;
+    asm volatile("atom.shared.add.u32 %0, [%1], %2;"
+                 : "=r"(before)
+                 : "r"(address), "r"(value)
+                 : "memory");
+    return before;
+#endif
+}
+
 /* The same place in the block of the given rank, as a shared::cluster address. An own address holds
  * the own rank in bits 24 and up, so it is a cluster address too. */
 __device__ __forceinline__ u32 mapa(u32 address, u32 rank MLA_AT)
