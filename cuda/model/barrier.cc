@@ -43,14 +43,14 @@ void model_collective(const char *name, uint32_t mask,
     mask &= warp->live;
     struct model_collective_state *c = warp->open, own;
     for (; c; c = c->next) {
-        if (!(c->mask & mask))
-            continue;
-        if (strcmp(c->name, name) || c->mask != mask || c->at.line != here.line)
+        if (!strcmp(c->name, name) && c->mask == mask && c->at.line == here.line)
+            break;
+        /* Others may wait for this lane while it meets some lanes first; but not the same ones. */
+        if (c->mask & bit && c->arrived & mask)
             model_fail(here,
                        "divergence: this lane comes to %s with mask 0x%08x, lanes 0x%08x wait in "
                        "%s at %s:%d with mask 0x%08x",
                        name, mask, c->arrived, c->name, short_file(c->at), c->at.line, c->mask);
-        break;
     }
     if (!c) {
         own = (struct model_collective_state){};

@@ -21,11 +21,8 @@ struct model_fiber;
 struct model_warp;
 struct model_block;
 
-/* What kernels read often comes first; the rest is the engine's. */
-struct model_lane {
-    struct model_thread_index thread, block, block_size, grid_size;
-};
-extern struct model_lane *model_lane; /* of the running thread */
+/* Of the running thread: set whenever another one goes on. */
+extern struct model_thread_index threadIdx, blockIdx, blockDim, gridDim;
 
 /* shared memory */
 char *model_dynamic_pointer(uint32_t align);

@@ -76,8 +76,8 @@ struct model_chain {
     struct model_op *last;
 };
 
-struct model_fiber {         /* a thread */
-    struct model_lane place; /* first: model_lane points here */
+struct model_fiber {                        /* a thread */
+    struct model_thread_index thread_index; /* threadIdx */
     struct model_block *block;
     struct model_warp *warp;
     int index, lane;  /* in the block, in the warp */

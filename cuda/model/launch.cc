@@ -45,7 +45,7 @@ static void kernel_name(const struct model_kernel *kernel, char *text, size_t by
 
 void model_describe_fiber(const struct model_fiber *f, char *text, size_t bytes)
 {
-    const struct model_thread_index *b = &f->place.block;
+    const struct model_thread_index *b = &f->block->index;
     snprintf(text, bytes, "block (%u,%u,%u) warp %d lane %d%s%s%s", b->x, b->y, b->z,
              f->warp->index, f->lane, f->role ? " [" : "", f->role ? f->role : "",
              f->role ? "]" : "");
@@ -161,12 +161,9 @@ static void begin_block(int b, const struct model_launch *l, struct model_thread
         f->num_copies = copies ? 1 : 0;
         if (copies)
             copies[0] = (struct model_group){NULL, 0};
-        f->place.block = index;
-        f->place.block_size = l->block;
-        f->place.grid_size = l->grid;
-        f->place.thread.x = (unsigned)t % l->block.x;
-        f->place.thread.y = (unsigned)t / l->block.x % l->block.y;
-        f->place.thread.z = (unsigned)t / l->block.x / l->block.y;
+        f->thread_index.x = (unsigned)t % l->block.x;
+        f->thread_index.y = (unsigned)t / l->block.x % l->block.y;
+        f->thread_index.z = (unsigned)t / l->block.x / l->block.y;
         f->block = block;
         f->warp = &warps[b][t / 32];
         f->index = t;
@@ -217,6 +214,8 @@ bool model_launch_run(const struct model_kernel *kernel, const struct model_laun
     model_mutant_select(which);
     model_running_kernel = kernel;
     running_args = args;
+    blockDim = l->block;
+    gridDim = l->grid;
     for (int b = 0; b < size; b++)
         if (!allocate(b, threads)) {
             snprintf(model_error_text, sizeof model_error_text,

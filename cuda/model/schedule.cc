@@ -8,7 +8,7 @@
 #include <string.h>
 
 struct model_fiber *model_self;
-struct model_lane *model_lane;
+struct model_thread_index threadIdx, blockIdx, blockDim, gridDim;
 struct model_cluster model_cluster;
 struct model_device model_device;
 
@@ -386,6 +386,13 @@ static bool wake_timed(void)
     return true;
 }
 
+static void become(struct model_fiber *f)
+{
+    model_self = f;
+    threadIdx = f->thread_index;
+    blockIdx = f->block->index;
+}
+
 /* Goes on with another thread, or with the launcher when none is left. */
 static void switch_away(bool ends)
 {
@@ -411,8 +418,7 @@ static void switch_away(bool ends)
     struct model_fiber *next = take_ready();
     if (next == self)
         return;
-    model_self = next;
-    model_lane = &next->place;
+    become(next);
     model_context_switch(&self->context, &next->context, ends);
 }
 
@@ -508,8 +514,7 @@ bool model_run_cluster(struct model_fiber **fibers, int count)
     for (int i = 0; i < count; i++)
         model_ready(fibers[i]);
     struct model_fiber *first = take_ready();
-    model_self = first;
-    model_lane = &first->place;
+    become(first);
     model_context_switch(&launcher, &first->context, false);
     model_self = NULL;
     if (failed)

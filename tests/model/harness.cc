@@ -119,6 +119,8 @@ int main(void)
     }
     for (uint32_t i = 0; i < OUT_WORDS; i++)
         test_in[i] = i * 2654435761u ^ i >> 3;
+    test_threads();
+    test_threads_wrong();
     test_tensor_memory();
     test_tensor_shapes();
     test_wgmma();

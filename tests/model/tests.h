@@ -9,6 +9,8 @@ void test_tensor_memory(void);
 void test_tensor_shapes(void);
 void test_wgmma(void);
 void test_tma(void);
+void test_threads(void);
+void test_threads_wrong(void);
 
 /* Element (row, k) of operand `which` of the tests' multiplications: -3 to 3. */
 static inline int test_value(uint32_t which, uint32_t row, uint32_t k)

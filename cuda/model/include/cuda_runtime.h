@@ -25,10 +25,6 @@
 /* One block of such a kernel runs at a time. */
 #define __shared__ static
 
-#define threadIdx (model_lane->thread)
-#define blockIdx (model_lane->block)
-#define blockDim (model_lane->block_size)
-#define gridDim (model_lane->grid_size)
 static const int warpSize = 32;
 
 struct __align__(8) float2
