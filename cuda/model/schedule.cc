@@ -341,10 +341,37 @@ void model_ready(struct model_fiber *fiber)
     ready[(ready_first + num_ready++) % MOST_FIBERS] = fiber;
 }
 
+/* Random schedules hold one warp back for a while, then another: a thread that is missed by a
+ * barrier must be late by a whole phase before it shows. */
+static const struct model_warp *lazy;
+static uint32_t lazy_steps;
+
+static void choose_lazy(void)
+{
+    if (lazy_steps--)
+        return;
+    lazy = model_random(4) ? all[model_random((uint32_t)num_all)]->warp : NULL;
+    lazy_steps = 256u << model_random(8);
+}
+
+/* Nobody but the warp that is held back could go on. */
+static bool only_lazy_ready(void)
+{
+    if (!lazy || num_ready > 32)
+        return false;
+    for (int i = 0; i < (int)num_ready; i++)
+        if (ready[(ready_first + i) % MOST_FIBERS]->warp != lazy)
+            return false;
+    return true;
+}
+
 static struct model_fiber *take_ready(void)
 {
     if (model_device.schedule == MODEL_RANDOM) {
         unsigned pick = (ready_first + model_random(num_ready)) % MOST_FIBERS;
+        choose_lazy();
+        for (int tries = 0; tries < 8 && ready[pick]->warp == lazy; tries++)
+            pick = (ready_first + model_random(num_ready)) % MOST_FIBERS;
         struct model_fiber *f = ready[pick];
         ready[pick] = ready[ready_first];
         ready[ready_first] = f;
@@ -400,7 +427,7 @@ static void switch_away(bool ends)
     for (;;) {
         if (num_runnable && one_in(4))
             run_op(runnable[model_random((uint32_t)num_runnable)]);
-        if (num_ready)
+        if (num_ready && !(num_runnable && only_lazy_ready()))
             break;
         if (num_runnable) /* late: the newest first */
             run_op(runnable[model_device.schedule == MODEL_RANDOM
@@ -511,6 +538,8 @@ bool model_run_cluster(struct model_fiber **fibers, int count)
     timeouts = 0;
     failed = false;
     random_state = model_device.seed * 0x9E3779B97F4A7C15ull + 1;
+    lazy = NULL;
+    lazy_steps = 0;
     for (int i = 0; i < count; i++)
         model_ready(fibers[i]);
     struct model_fiber *first = take_ready();
