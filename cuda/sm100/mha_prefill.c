@@ -61,7 +61,9 @@ static mla_status launch(const struct mla_job *job, const struct mla_mha_tile *t
         cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, job->context->device));
     mla_status status = map_of(&x.q, &o->q, o->q_split, o->heads, o->rows_q, MLA_MHA100_ROWS);
     x.q_rope = x.k = x.v = x.q; /* without rope, and without keys, never looked at */
-    if (status == MLA_OK && o->q_split < o->d_qk)
+    if (o->q_split == o->d_qk)
+        x.a.q_split = INT32_MAX; /* columns behind the last are q's too: TMA's zeros */
+    else if (status == MLA_OK)
         status = map_of(&x.q_rope, &o->q_rope, o->d_qk - o->q_split, o->heads, o->rows_q,
                         MLA_MHA100_ROWS);
     if (status == MLA_OK && o->rows_kv > 0)

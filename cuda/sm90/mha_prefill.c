@@ -72,7 +72,9 @@ static mla_status launch(const struct mla_job *job, const struct mla_mha_tile *t
         return MLA_OK;
     mla_status status =
         set_map(&g.q, a->q, o->q_split, o->rows_q, a->heads, a->q_stride, MLA_MHA_SM90_WG_ROWS);
-    if (status == MLA_OK && o->q_split < o->d_qk)
+    if (o->q_split == o->d_qk)
+        g.a.q_split = INT32_MAX; /* columns behind the last are q's too: TMA's zeros */
+    else if (status == MLA_OK)
         status = set_map(&g.q_rope, a->q_rope, o->d_qk - o->q_split, o->rows_q, a->heads,
                          a->q_rope_stride, MLA_MHA_SM90_WG_ROWS);
     if (status == MLA_OK && o->rows_kv) /* without keys nothing is loaded */
