@@ -112,14 +112,16 @@ template <class S> struct place_of_warp {
 template <int ROWS>
 __device__ __forceinline__ void find_work(const struct mla_mqa_args &a, int *found, struct work *w)
 {
+    /* Blocks of a tile of another engine's, which share its rows. */
+    int parts = max(1, a.tile_parts), block = blockIdx.x / parts, blocks = gridDim.x / parts;
     /* The request whose blocks hold this one. */
     for (int i = threadIdx.x; i < a.num_requests; i += THREADS) {
-        int64_t next = i + 1 < a.num_requests ? a.requests[i + 1].first_block : (int64_t)gridDim.x;
-        if ((int64_t)blockIdx.x >= a.requests[i].first_block && (int64_t)blockIdx.x < next)
+        int next = i + 1 < a.num_requests ? a.requests[i + 1].first_block : blocks;
+        if (block >= a.requests[i].first_block && block < next)
             *found = i;
     }
     __syncthreads();
-    set_work<ROWS>(a, *found, w);
+    set_work<ROWS>(a, *found, block, blockIdx.x % parts, w);
 }
 
 /* --------------------------------------------------------------- key stream */

@@ -43,6 +43,7 @@ struct mla_mqa_request {
 struct mla_mqa_args {
     const struct mla_mqa_request *requests; /* device */
     int32_t num_requests;
+    int32_t tile_parts;  /* mqa_any: blocks that share a tile of another engine's; 0 = 1 */
     int32_t heads, topk; /* topk 0 = dense */
     int32_t causal;
     const char *q; /* [T, H, 512 + rope], strides in bytes */

@@ -33,25 +33,31 @@ __device__ __forceinline__ uint32_t bits_below(int n)
     return n <= 0 ? 0 : n >= 32 ? 0xFFFFFFFFu : (1u << n) - 1;
 }
 
-/* The tile of ROWS rows that this block works on, which is one of request `found` of the table. */
+/* Tile `block` of the launch, which is one of request `found` of the table; of its rows the ROWS from
+ * ROWS · part on, where tiles have a.tile_parts · ROWS. */
 template <int ROWS>
-__device__ __forceinline__ void set_work(const struct mla_mqa_args &a, int found, struct work *w)
+__device__ __forceinline__ void set_work(const struct mla_mqa_args &a, int found, int block,
+                                         int part, struct work *w)
 {
+    int parts = max(1, a.tile_parts), rows = ROWS * parts;
     w->r = a.requests[found];
-    int local = blockIdx.x - w->r.first_block;
+    int local = block - w->r.first_block;
     w->split = local % w->r.splits;
     int t = local / w->r.splits;
     if (a.topk) {
-        int tiles = (a.heads + ROWS - 1) / ROWS;
-        int head0 = t % tiles * ROWS;
+        int tiles = (a.heads + rows - 1) / rows;
+        int head0 = t % tiles * rows;
         w->row0 = t / tiles * a.heads + head0;
-        w->rows = min(ROWS, a.heads - head0);
+        w->rows = min(rows, a.heads - head0);
     } else {
         /* Causality makes late tiles long: they start first. */
-        int tiles = (w->r.query_len * a.heads + ROWS - 1) / ROWS;
-        w->row0 = (tiles - 1 - t) * ROWS;
-        w->rows = min(ROWS, w->r.query_len * a.heads - w->row0);
+        int tiles = (w->r.query_len * a.heads + rows - 1) / rows;
+        w->row0 = (tiles - 1 - t) * rows;
+        w->rows = min(rows, w->r.query_len * a.heads - w->row0);
     }
+    part *= ROWS;
+    w->row0 += min(part, w->rows - 1); /* a part without rows repeats the last one */
+    w->rows = max(1, min(ROWS, w->rows - part));
     w->token0 = w->row0 / a.heads;
     w->tokens = (w->row0 + w->rows - 1) / a.heads - w->token0 + 1;
     w->seq_len = w->r.seq_len_kv;
@@ -75,13 +81,13 @@ __device__ __forceinline__ void set_work(const struct mla_mqa_args &a, int found
         w->pages = a.cache.page_table + w->r.index * a.cache.page_table_stride;
 }
 
-/* The request whose blocks hold this one, found by each warp for itself. */
-__device__ __forceinline__ int find_request(const struct mla_mqa_args &a)
+/* The request that holds tile `block` of `blocks`, found by each warp for itself. */
+__device__ __forceinline__ int find_request(const struct mla_mqa_args &a, int block, int blocks)
 {
     int found = 0;
     for (int i = threadIdx.x % 32; i < a.num_requests; i += 32) {
-        int64_t next = i + 1 < a.num_requests ? a.requests[i + 1].first_block : (int64_t)gridDim.x;
-        if ((int64_t)blockIdx.x >= a.requests[i].first_block && (int64_t)blockIdx.x < next)
+        int next = i + 1 < a.num_requests ? a.requests[i + 1].first_block : blocks;
+        if (block >= a.requests[i].first_block && block < next)
             found = i;
     }
     return __reduce_max_sync(0xFFFFFFFFu, found);

@@ -12,21 +12,26 @@
 #include <stdio.h>
 
 enum {
-    TILES = 3,
+    TILES = 4,
     MOST_QUERY_TOKENS = 16,
     SMS = 148, /* a request with as many row tiles needs no splits */
     MOST_SPLITS = 64,
     LEAST_BOX_ROWS = 8 /* smaller pages: more TMA instructions than rows are worth */
 };
-static const int tile_rows[TILES] = {16, 32, 64};
+static const int tile_rows[TILES] = {16, 32, 64, 128}; /* 128: a pair of CTAs */
 /* Keys below which a split costs more than it gains; see mqa_any. */
-static const int64_t least_keys[TILES] = {1024, 2048, 4096};
+static const int64_t least_keys[TILES] = {1024, 2048, 4096, 4096};
 
 static bool supports(const struct mla_job *job, char *why, size_t bytes)
 {
     int sm = job->context->sm;
     if (sm != 100 && sm != 103) {
         snprintf(why, bytes, "sm_%d, want sm_100 or sm_103", sm);
+        return false;
+    }
+    if (mla_cache_is_packed(job->problem->cache_format) && job->problem->q_dtype != MLA_BF16) {
+        snprintf(why, bytes, "q of %s over packed records, want bf16",
+                 mla_dtype_name(job->problem->q_dtype));
         return false;
     }
     for (int64_t i = 0; i < job->num_requests; i++)
@@ -45,7 +50,10 @@ static struct mla_mqa_cut cut(const struct mla_job *job, const struct mla_reques
     bool lists = mla_mqa_uses_lists(job);
     int64_t all = r->query_len * p->heads_q, keys = lists ? p->topk : r->seq_len_kv;
     int64_t together = lists ? p->heads_q : all; /* rows that share keys */
-    struct mla_mqa_cut c = {.tile = together <= 16 ? 0 : together <= 32 ? 1 : 2};
+    struct mla_mqa_cut c = {.tile = together <= 16   ? 0
+                                    : together <= 32 ? 1
+                                    : together <= 64 ? 2
+                                                     : 3};
     int64_t rows = tile_rows[c.tile];
     c.tiles = lists ? r->query_len * ((p->heads_q + rows - 1) / rows) : (all + rows - 1) / rows;
     if (c.tiles == 0)
@@ -54,7 +62,8 @@ static struct mla_mqa_cut cut(const struct mla_job *job, const struct mla_reques
     c.splits = job->wanted_splits;
     if (c.splits == 0) {
         /* Lists are short: half the latency is worth a few percent of throughput. */
-        int64_t room = SMS / c.tiles, most = keys / least_keys[lists ? 0 : c.tile];
+        int64_t room = SMS / (c.tiles * (c.tile == 3 ? 2 : 1)),
+                most = keys / least_keys[lists ? 0 : c.tile];
         c.splits = most < room ? most : room;
         c.splits = c.splits < MOST_SPLITS ? c.splits : MOST_SPLITS;
     }
@@ -66,7 +75,7 @@ static struct mla_mqa_cut cut(const struct mla_job *job, const struct mla_reques
 static struct mla_mqa_tile tile(const mla_problem *p, int index)
 {
     (void)p;
-    return mla_mqa_decode_tile(tile_rows[index]);
+    return index == 3 ? mla_mqa_decode_pair_tile() : mla_mqa_decode_tile(tile_rows[index]);
 }
 
 /* Maps of a plain cache whose tiles of keys TMA can bring; otherwise box_rows stays 0. */
@@ -108,18 +117,19 @@ static mla_status set_maps(const mla_problem *p, struct mla_decode_args *g)
     return status;
 }
 
-/* Rows that are not 8-byte aligned go to the portable kernel of the same tile. */
+/* Rows that are not 16-byte aligned (model1: odd page sizes) go to the portable kernel, by tiles of at most 64 rows. */
 static mla_status launch_unaligned(const mla_problem *p, const struct mla_mqa_args *args,
                                    const struct mla_mqa_launch *launch, void *stream)
 {
-    int rows = tile_rows[launch->tile], rope = (int)p->qk_rope_dim;
+    int all = tile_rows[launch->tile], rows = all < 64 ? all : 64, rope = (int)p->qk_rope_dim;
     bool packed = mla_cache_is_packed(p->cache_format);
     struct mla_mqa_tile any = p->q_dtype == MLA_BF16 ? mla_mqa_tile_bf16(rows, rope, packed)
                                                      : mla_mqa_tile_f16(rows, rope, packed);
     struct mla_mqa_args a = *args;
+    a.tile_parts = all / rows;
     MLA_CUDA(cudaFuncSetAttribute(any.function, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                   (int)any.shared_bytes));
-    return mla_mqa_launch_grid(&any, &a, launch->blocks, stream);
+    return mla_mqa_launch_grid(&any, &a, launch->blocks * a.tile_parts, stream);
 }
 
 static mla_status launch(const struct mla_job *job, const struct mla_mqa_tile *tile,
@@ -127,7 +137,7 @@ static mla_status launch(const struct mla_job *job, const struct mla_mqa_tile *t
                          void *stream)
 {
     const mla_problem *p = job->problem;
-    if (args->cache.align < 8 || args->q_align < 8)
+    if (args->cache.align < 16 || args->q_align < 16)
         return launch_unaligned(p, args, launch, stream);
     struct mla_decode_args g = {.a = *args,
                                 .bands = p->qk_rope_dim ? 9 : 8,
@@ -148,7 +158,7 @@ static const struct mla_mqa_engine engine = {
 const struct mla_kernel mla_mqa_decode_sm100 = {
     .name = "mqa_decode_sm100",
     .architecture = "sm_100f",
-    .proof = MLA_PROOF_COMPILED,
+    .proof = MLA_PROOF_MODEL,
     .formats = MLA_BIT(MLA_CACHE_BF16) | MLA_BIT(MLA_CACHE_F16) | MLA_BIT(MLA_CACHE_FP8_DS_MLA) |
                MLA_BIT(MLA_CACHE_MODEL1) | MLA_BIT(MLA_CACHE_V41) | MLA_BIT(MLA_CACHE_NVFP4_DS_MLA),
     .engine = &engine,
@@ -158,7 +168,7 @@ const struct mla_kernel mla_mqa_decode_sm100 = {
 const struct mla_kernel mla_mqa_decode_latent_sm100 = {
     .name = "mqa_decode_latent_sm100",
     .architecture = "sm_100f",
-    .proof = MLA_PROOF_COMPILED,
+    .proof = MLA_PROOF_MODEL,
     .formats = MLA_BIT(MLA_CACHE_BF16) | MLA_BIT(MLA_CACHE_F16) | MLA_BIT(MLA_CACHE_FP8_DS_MLA) |
                MLA_BIT(MLA_CACHE_NVFP4_DS_MLA),
     .engine = &engine,

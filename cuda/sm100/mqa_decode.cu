@@ -1,17 +1,76 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Absorbed-form attention for few query rows on tcgen05: out = softmax(scale · q · K^T) · K[:, :512].
- * HEADER */
-#include "mqa_decode_keys.cuh"
+/* mqa_decode: absorbed-form attention for at most 64 query rows on tcgen05 (sm_100f):
+ * out = softmax(scale · q · K^T) · K[:, :512]. Dense (causal, bitmask, flat or paged) and over top-k
+ * lists, plain caches and packed records. More rows: mqa_decode_pair.cu.
+ *
+ * Rows are (query token, head) pairs of one request, 16, 32 or 64 of them a block; over a list,
+ * heads of one token. Few rows would waste an MMA whose M is rows, so operands are swapped: keys are
+ * M of the scores, columns of out are M of the output, rows are N of both.
+ *   S^T [64 keys x ROWS]              = K [64 x 576] · Q^T       M 64, K-major, K-major
+ *   O^T [4 x 128 columns x ROWS]     += V^T [128 x 64] · P^T     M 128, both MN-major
+ * One tile of K in shared memory is both operands: 64 keys x 64 columns with 128-byte swizzle is K
+ * by rows and V^T by columns.
+ *
+ * Roles (16 warps)              registers
+ *   0-3   softmax                     152   S^T from TMEM, maximum, P, rescale of O^T; results
+ *   4-11  loaders                     152   keys that TMA can't bring: see mqa_decode.cuh
+ *   12    scores                       56   one thread issues S^T of tile t + 1 while t is in softmax
+ *   13    output                       56   one thread issues O^T
+ *   14    tma                          56   whole tiles of plain dense caches
+ *   15    none                         56   completes a warpgroup
+ *
+ * Shared memory, bytes (of 232448)   ROWS 16        32       64
+ *   keys, stages of two bands 16384  11 180224  10 163840  8 131072
+ *   rope bands, stages of 8192        2  16384   2  16384  1   8192
+ *   Q, 9 bands x ROWS x 128              18432      36864     73728
+ *   P^T, 64 x ROWS x 2                    2048       4096      8192
+ *   maxima, factors, limits                832       1664      3328
+ *   barriers, TMEM address                 280        264       216
+ * TMEM columns: O^T 4 x ROWS from 0, S^T 2 x ROWS from 4 · ROWS; 128, 256, 512 allocated. S^T of
+ * M 64 uses lanes 0 to 15 of each warp's 32.
+ *
+ * Barriers           count   arrive                            wait
+ *   full[stage]          8   loader warps, or TMA + bytes      scores
+ *   empty[stage]         1   commit of output                  loaders, tma        (start free)
+ *   rope_full, _empty  8, 1  the same; commit of scores        scores; loaders, tma
+ *   s_full[2]            1   commit of scores                  softmax
+ *   s_free[2]          128   softmax has loaded S^T            scores              (start free)
+ *   p_full             128   P^T is written, O^T rescaled      output
+ *   out_done             1   commit of output                  softmax: before it touches O^T and P^T
+ *   handed               1   tma, after its last tile          loaders, which go on with the stages
+ *
+ * Timeline, tile t:  keys(t+2) land | S(t+1) | softmax(t) | O(t), frees two bands after another.
+ *
+ * Cycles a tile of 64 keys at 1.85 GHz, 148 SMs; HBM gives an SM 29.2 bytes a clock, shared memory 128.
+ *                              HBM: bf16  fp8_ds_mla  model1   v41  nvfp4
+ *                                   2525        1438    1279  1157    771
+ *                                ROWS 16          32      64
+ *   tensor core, S^T + O^T     288 + 128   576 + 256  1152 + 512    (M 64 runs at half rate)
+ *   shared memory: keys written      576         576         576
+ *     S^T reads K and Q        576 + 144   576 + 288   576 + 576
+ *     O^T reads V and P         512 + 64   512 + 128   512 + 256
+ *     sum                           1872        2080        2496
+ *     packed: raw through L1    + 328 of fp8_ds_mla, 292, 264, 176
+ *   ex2, P to memory                   ~100        ~200        ~400
+ * bf16: HBM binds with 16 and 32 rows (shared memory 74 and 82 % busy); with 64 rows both are even
+ * (99 %), so that 85 % of the roofline is what can be hoped for, not more. Packed records: the
+ * shared-memory port binds, since a key crosses it as 1152 + 1152 + 1024 bytes beside its raw form:
+ * fp8_ds_mla reaches 65, 60 and 51 % of HBM's time at 16, 32 and 64 rows.
+ *
+ * NaN. A key that the block does not see is written as zeros, and its score is -inf. A key that one
+ * row of the block sees is multiplied by P = 0 in others.
+ * Rounding. Scores and output accumulate in fp32; P = 2^(score - running maximum), at most 1,
+ * rounded to 16 bits; the row sum adds unrounded P in fp32. One order of additions: results repeat
+ * bit by bit.
+ * Limits. Latent width 512, rope 64 or 0; packed records under bf16 queries. Rows and keys that are
+ * not 16-byte aligned (model1: odd page sizes) go to the portable kernel. */
+#include "mqa_decode.cuh"
 #include "ptx/barrier.cuh"
 #include "ptx/launch.cuh"
 #include "ptx/tcgen05.cuh"
 #include "ptx/tma.cuh"
 #include "ptx/warp.cuh"
 #include "ring.cuh"
-
-#ifndef MLA_MUTANT
-#define MLA_MUTANT 0
-#endif
 
 static const int THREADS = MLA_DECODE_THREADS;
 static const int SOFTMAX_WARPS = 4; /* warps 0 to 3: lanes of TMEM by warp % 4 */
@@ -21,11 +80,10 @@ static const int OUT_WARP = SCORE_WARP + 1;
 static const int TMA_WARP = OUT_WARP + 1;
 /* One warp more makes whole warpgroups, which is what registers are handed out to. */
 static_assert(32 * (TMA_WARP + 2) == THREADS, "roles make up the block");
-/* Registers a thread: warps with arithmetic, the others. */
+/* Registers a thread: warps with arithmetic, others. */
 static const int MANY = 152, FEW = 56;
 static_assert(128 * (3 * MANY + FEW) == 65536, "registers of an SM");
-static const int MOST_SHARED = 232448;
-static const int LATENT_BANDS = MLA_MQA_LATENT / 64, MOST_BANDS = LATENT_BANDS + 1;
+static const int PAIR_BYTES = 2 * BAND_BYTES;
 static const int TILE_PAIRS = LATENT_BANDS / 2;
 static const int DIM_GROUPS = MLA_MQA_LATENT / 128; /* accumulators, 128 columns of out each */
 
@@ -45,7 +103,7 @@ template <int ROWS> struct tile {
     static const int full = 0, empty = full + pairs, rope_full = empty + pairs,
                      rope_empty = rope_full + ropes, s_full = rope_empty + ropes,
                      s_free = s_full + 2, p_full = s_free + 2, out_done = p_full + 1,
-                     bars = out_done + 1;
+                     handed = out_done + 1, bars = handed + 1;
     static const int tmem_at = bars_at + bars * 8;
     static const int shared_bytes = tmem_at + 8;
     static const int s_column = DIM_GROUPS * ROWS; /* scores, two buffers */
@@ -64,14 +122,6 @@ template <class S> __device__ __forceinline__ u32 bar_of(u32 smem, int index)
 
 /* ------------------------------------------------------------------- start */
 
-/* 16 bytes of a query row whose address is a multiple of 16 if wide, else of 8. */
-__device__ __forceinline__ uint4 fetch_unit(const char *from, bool see, bool wide)
-{
-    uint32_t x[4];
-    fetch_words<4>(x, from, see, wide);
-    return make_uint4(x[0], x[1], x[2], x[3]);
-}
-
 /* Q, K-major with 128-byte swizzle, a tile a band; rows past the last are zeros. Exclusive end of
  * the keys that each row may see. */
 template <int ROWS>
@@ -82,16 +132,14 @@ __device__ __forceinline__ void load_q(const struct mla_decode_args &g, const st
     const struct mla_mqa_args &a = g.a;
     int units = g.bands * 8;
     for (int i = threadIdx.x; i < ROWS * units; i += THREADS) {
-        int row = i / units, unit = i % units, at = w.row0 + min(row, w.rows - 1);
-        const char *from = a.q + (int64_t)(w.r.q_start + at / a.heads) * a.q_stride[0] +
-                           at % a.heads * a.q_stride[1] + 16 * unit;
+        int row = i / units, unit = i % units;
         u32 to = smem + S::q_at + unit / 8 * S::q_band + row * 128 + ((unit % 8 ^ row % 8) << 4);
-        st_shared(to, fetch_unit(from, row < w.rows, a.q_align == 16));
+        st_shared(to, fetch_unit(query_row(a, w, row) + 16 * unit, row < w.rows));
     }
     if (threadIdx.x < ROWS) {
         int at = w.row0 + min((int)threadIdx.x, w.rows - 1);
         st_shared(smem + S::limits_at + 4 * threadIdx.x,
-                  min(w.seq_len, causal_end(a, w, at / a.heads)));
+                  min(w.seq_len, causal_end(a, w, at / a.heads)) + (MLA_MUTANT == 11));
     }
 }
 
@@ -118,10 +166,10 @@ __device__ __forceinline__ void tma_role(const struct mla_decode_args &g, const 
 {
     typedef tile<ROWS> S;
     const struct mla_mqa_cache &c = g.a.cache;
-    int lane = threadIdx.x % 32, boxes = KEYS / g.box_rows;
+    int lane = threadIdx.x % 32, boxes = first < whole ? KEYS / g.box_rows : 1;
     ring<S::pairs> pair;
     ring<S::ropes> rope;
-    if (lane == 0) {
+    if (lane == 0 && first < whole) {
         tma_prefetch_map(&g.latent);
         if (g.bands > LATENT_BANDS)
             tma_prefetch_map(&g.rope);
@@ -141,7 +189,7 @@ __device__ __forceinline__ void tma_role(const struct mla_decode_args &g, const 
             u32 to = smem + pair.stage * PAIR_BYTES;
             mbarrier_wait(bar_of<S>(smem, S::empty + pair.stage), pair.phase ^ 1);
             if (lane == 0)
-                mbarrier_arrive_expect_tx(full, PAIR_BYTES);
+                mbarrier_arrive_expect_tx(full, MLA_MUTANT == 5 ? PAIR_BYTES - 128 : PAIR_BYTES);
             else if (lane < LOADER_WARPS)
                 mbarrier_arrive(full);
             for (int b = 0; b < boxes; b++) {
@@ -175,32 +223,24 @@ __device__ __forceinline__ void tma_role(const struct mla_decode_args &g, const 
 
 /* ------------------------------------------------------- keys: any cache format */
 
-/* One band's 16 columns of this thread to its place. */
-__device__ __forceinline__ void store_columns(u32 band, int key, int part, const uint4 x[2])
-{
-    u32 row = band + key * 128;
-    st_shared(row + ((2 * part ^ key % 8) << 4), x[0]);
-    st_shared(row + (((2 * part + 1) ^ key % 8) << 4), x[1]);
-}
-
 /* This warp's writes are visible to the tensor core once the barrier's phase has ended. */
 __device__ __forceinline__ void stage_written(u32 full)
 {
-    fence_proxy_async();
+    if (MLA_MUTANT != 2)
+        fence_proxy_async();
     __syncwarp();
     if (threadIdx.x % 32 == 0)
         mbarrier_arrive(full);
 }
 
-template <int ROWS, class F, class T>
+template <int ROWS, class F>
 __device__ __forceinline__ void load_tiles(const struct mla_decode_args &g, const struct work &w,
                                            u32 smem, const struct span &s, int first)
 {
     typedef tile<ROWS> S;
     int thread = threadIdx.x - LOADER_WARP * 32, part = thread % 4;
-    struct span mine = {first, s.last};
     struct stream k;
-    start_stream(g.a, w, mine, thread / 4, &k);
+    start_stream(g.a, w, first, 1, s.last, thread / 4, &k);
     ring<S::pairs> pair;
     ring<S::ropes> rope;
     pair.skip((first - s.first) * TILE_PAIRS % (2 * S::pairs));
@@ -213,20 +253,23 @@ __device__ __forceinline__ void load_tiles(const struct mla_decode_args &g, cons
     if (g.bands > LATENT_BANDS)
         fetch_rope(&raw, part, from);
     fetch_scales<F>(raw.scale, part, from);
-    advance_stream(g.a, w, mine, first, &k);
+    advance_stream(g.a, w, first, &k);
+    if (first > s.first && MLA_MUTANT != 19)
+        mbarrier_wait(bar_of<S>(smem, S::handed), 0);
     for (int t = first; t < s.last; t++) {
         /* What a band's registers held is replaced by the next tile's at once. */
         from = source_of(g.a, w, k);
         uint32_t scale[F::scale ? F::scale : 1];
         fetch_scales<F>(scale, part, from);
-        advance_stream(g.a, w, mine, t + 1, &k);
+        advance_stream(g.a, w, t + 1, &k);
 #pragma unroll
         for (int p = 0; p < TILE_PAIRS; p++) {
-            mbarrier_wait(bar_of<S>(smem, S::empty + pair.stage), pair.phase ^ 1);
+            if (MLA_MUTANT != 13)
+                mbarrier_wait(bar_of<S>(smem, S::empty + pair.stage), pair.phase ^ 1);
 #pragma unroll
             for (int h = 0; h < 2; h++) {
                 uint4 x[2];
-                widen_latent<F, T>(raw, 2 * p + h, part, x);
+                widen_latent<F, bf16>(raw, 2 * p + h, part, x);
                 store_columns(smem + pair.stage * PAIR_BYTES + h * BAND_BYTES, k.key, part, x);
             }
             stage_written(bar_of<S>(smem, S::full + pair.stage));
@@ -238,7 +281,7 @@ __device__ __forceinline__ void load_tiles(const struct mla_decode_args &g, cons
         if (F::rope && g.bands > LATENT_BANDS) {
             mbarrier_wait(bar_of<S>(smem, S::rope_empty + rope.stage), rope.phase ^ 1);
             uint4 x[2];
-            widen_rope<F, T>(raw, x);
+            widen_rope<F, bf16>(raw, x);
             store_columns(smem + S::rope_at + rope.stage * BAND_BYTES, k.key, part, x);
             stage_written(bar_of<S>(smem, S::rope_full + rope.stage));
             fetch_rope(&raw, part, from);
@@ -250,25 +293,26 @@ __device__ __forceinline__ void load_tiles(const struct mla_decode_args &g, cons
     }
 }
 
-template <int ROWS, class T>
+template <int ROWS>
 __device__ __forceinline__ void loader_role(const struct mla_decode_args &g, const struct work &w,
                                             u32 smem, const struct span &s, int first)
 {
     switch (g.a.cache.format) {
     case MLA_CACHE_FP8_DS_MLA:
-        load_tiles<ROWS, fp8_record, T>(g, w, smem, s, first);
+        load_tiles<ROWS, fp8_record>(g, w, smem, s, first);
         break;
     case MLA_CACHE_MODEL1:
-        load_tiles<ROWS, model1_record, T>(g, w, smem, s, first);
+        load_tiles<ROWS, model1_record>(g, w, smem, s, first);
         break;
     case MLA_CACHE_V41:
-        load_tiles<ROWS, v41_record, T>(g, w, smem, s, first);
+        load_tiles<ROWS, v41_record>(g, w, smem, s, first);
         break;
     case MLA_CACHE_NVFP4_DS_MLA:
-        load_tiles<ROWS, nvfp4_record, T>(g, w, smem, s, first);
+        load_tiles<ROWS, nvfp4_record>(g, w, smem, s, first);
         break;
     default:
-        load_tiles<ROWS, plain_record, bf16>(g, w, smem, s, first); /* 16 bits are 16 bits */
+        load_tiles<ROWS, plain_record>(g, w, smem, s,
+                                       first); /* bf16 and f16: 16 bits are 16 bits */
         break;
     }
 }
@@ -293,7 +337,8 @@ __device__ __forceinline__ void score_role(const struct mla_decode_args &g, u32 
             u32 keys = smem + pair.stage * PAIR_BYTES + band % 2 * BAND_BYTES;
             if (band == LATENT_BANDS) {
                 keys = smem + S::rope_at + rope.stage * BAND_BYTES;
-                mbarrier_wait(bar_of<S>(smem, S::rope_full + rope.stage), rope.phase);
+                if (MLA_MUTANT != 1)
+                    mbarrier_wait(bar_of<S>(smem, S::rope_full + rope.stage), rope.phase);
             } else if (band % 2 == 0) {
                 mbarrier_wait(bar_of<S>(smem, S::full + pair.stage), pair.phase);
             }
@@ -328,14 +373,20 @@ __device__ __forceinline__ void out_role(u32 smem, u32 tmem, operand_type type, 
         tcgen05_fence_after();
         for (int p = 0; p < TILE_PAIRS; p++) {
             /* 8 keys are 1024 bytes on, the pair's second 64 columns BAND_BYTES. */
-            u64 v_desc = umma_desc(smem + pair.stage * PAIR_BYTES, BAND_BYTES, 1024, 128);
-            u64 p_desc = umma_desc(smem + S::p_at, 16, 8 * S::p_swizzle, S::p_swizzle);
+            u64 v_desc = umma_desc(smem + pair.stage * PAIR_BYTES,
+                                   MLA_MUTANT == 3 ? BAND_BYTES / 2 : BAND_BYTES, 1024, 128);
+            u64 p_desc = umma_desc(smem + S::p_at, 16, (MLA_MUTANT == 4 ? 4 : 8) * S::p_swizzle,
+                                   S::p_swizzle);
 #pragma unroll
-            for (int k = 0; k < KEYS / 16; k++)
+            for (int k = 0; k < KEYS / 16; k++) {
+                if (MLA_MUTANT == 9 && k == 3)
+                    tcgen05_commit<1>(bar_of<S>(smem, S::empty + pair.stage));
                 tcgen05_mma_ss<1, KIND_F16>(tmem + p * ROWS, v_desc + k * (16 * 128 / 16),
                                             p_desc + k * (16 * S::p_swizzle / 16), idesc,
-                                            t > 0 || k > 0);
-            tcgen05_commit<1>(bar_of<S>(smem, S::empty + pair.stage));
+                                            t > 0 || k > 0 || MLA_MUTANT == 10);
+            }
+            if (MLA_MUTANT != 9)
+                tcgen05_commit<1>(bar_of<S>(smem, S::empty + pair.stage));
             pair.next();
         }
         tcgen05_commit<1>(bar_of<S>(smem, S::out_done));
@@ -350,22 +401,6 @@ template <int ROWS> struct running {
     static const int groups = ROWS / 8;
     float top[groups][2], sum[groups][2];
 };
-
-/* Keys a row sees of this lane's two, for the tiles where rows differ. */
-__device__ __forceinline__ uint32_t row_sees(const struct mla_mqa_args &a, const struct work &w,
-                                             int row, int limit, int first)
-{
-    uint32_t bits = bits_below(limit - first);
-    if (a.mask) {
-        int token = (w.row0 + min(row, w.rows - 1)) / a.heads;
-        if (first / 32 * 32 < w.end)
-            bits &=
-                a.mask[(int64_t)(w.r.q_start + token) * a.mask_stride + first / 32] >> first % 32;
-        else
-            bits = 0;
-    }
-    return bits;
-}
 
 /* O (all columns of this warp's lanes) times the factor of each row. */
 template <int ROWS> __device__ __forceinline__ void rescale_out(u32 tmem_lanes, u32 from)
@@ -385,7 +420,8 @@ template <int ROWS> __device__ __forceinline__ void rescale_out(u32 tmem_lanes, 
         }
         tcgen05_st_32x32b(tmem_lanes + c, x);
     }
-    tcgen05_wait_st();
+    if (MLA_MUTANT != 18)
+        tcgen05_wait_st();
 }
 
 template <int ROWS>
@@ -398,23 +434,27 @@ __device__ __forceinline__ void softmax_role(const struct mla_decode_args &g, co
     const struct mla_mqa_args &a = g.a;
     int warp = threadIdx.x / 32, lane = threadIdx.x % 32, key = lane / 4, rows_at = 2 * (lane % 4);
     bool is_bf16 = g.is_bf16;
-    u32 lanes = (u32)warp * 32 << 16;
+    u32 lanes = (u32)(MLA_MUTANT == 17 ? warp ^ 1 : warp) * 32 << 16;
     u32 factors = smem + S::factors_at + warp * ROWS * 4;
     int least = min(w.seq_len, causal_end(a, w, w.token0));
     struct stream k;
-    start_stream(a, w, s, 16 * warp + lane % 16, &k);
+    start_stream(a, w, s.first, 1, s.last, 16 * warp + lane % 16, &k);
     ring<2> buffer;
 #pragma unroll 1
     for (int t = s.first; t < s.last; t++) {
         uint32_t visible = __ballot_sync(0xFFFFFFFFu, stream_sees(a, w, k)) & 0xFFFF;
-        advance_stream(a, w, s, t, &k);
+        advance_stream(a, w, t, &k);
         mbarrier_wait(bar_of<S>(smem, S::s_full + buffer.stage), buffer.phase);
-        tcgen05_fence_after();
+        if (MLA_MUTANT != 16)
+            tcgen05_fence_after();
         u32 x[ROWS / 2];
         tcgen05_ld_16x256b(x, tmem + lanes + S::s_column + buffer.stage * ROWS);
+        if (MLA_MUTANT == 6)
+            mbarrier_arrive(bar_of<S>(smem, S::s_free + buffer.stage));
         tcgen05_wait_ld(x);
         tcgen05_fence_before();
-        mbarrier_arrive(bar_of<S>(smem, S::s_free + buffer.stage));
+        if (MLA_MUTANT != 6)
+            mbarrier_arrive(bar_of<S>(smem, S::s_free + buffer.stage));
 
         /* Scores in log2; the warp's largest of each row. */
         bool differ = !w.list && (a.mask || (t + 1) * KEYS > least);
@@ -469,7 +509,8 @@ __device__ __forceinline__ void softmax_role(const struct mla_decode_args &g, co
                     st_shared(factors + 4 * row, factor);
                 p[0][e] = ex2_approx_ftz(__uint_as_float(x[4 * j + e]) - reference);
                 p[1][e] = ex2_approx_ftz(__uint_as_float(x[4 * j + 2 + e]) - reference);
-                run->sum[j][e] = run->sum[j][e] * factor + (p[0][e] + p[1][e]);
+                run->sum[j][e] =
+                    run->sum[j][e] * (MLA_MUTANT == 12 ? 1 : factor) + (p[0][e] + p[1][e]);
             }
 #pragma unroll
             for (int h = 0; h < 2; h++)
@@ -477,9 +518,11 @@ __device__ __forceinline__ void softmax_role(const struct mla_decode_args &g, co
                                              : cvt_rn_f16x2_f32(p[h][0], p[h][1]);
         }
         if (t > s.first) {
-            mbarrier_wait(bar_of<S>(smem, S::out_done), (t - s.first - 1) & 1);
+            mbarrier_wait(bar_of<S>(smem, S::out_done),
+                          (t - s.first - (MLA_MUTANT == 8 ? 0 : 1)) & 1);
             tcgen05_fence_after();
-            if (__any_sync(0xFFFFFFFFu, moved)) { /* the same in all four warps */
+            if (__any_sync(0xFFFFFFFFu, moved) &&
+                MLA_MUTANT != 7) { /* the same in all four warps */
                 __syncwarp();
                 rescale_out<ROWS>(tmem + lanes, factors);
             }
@@ -494,42 +537,14 @@ __device__ __forceinline__ void softmax_role(const struct mla_decode_args &g, co
                 st_shared(at + 2 * rows_at, weights[2 * j + h]);
             }
         tcgen05_fence_before();
-        fence_proxy_async();
+        if (MLA_MUTANT != 14)
+            fence_proxy_async();
         mbarrier_arrive(bar_of<S>(smem, S::p_full));
         buffer.next();
     }
 }
 
 /* -------------------------------------------------------------------- results */
-
-/* lse and max_logits of a row, or its partial values. Returns the factor that makes the sum of
- * weighted keys the output; to: where the row's output begins, -1 for nowhere. */
-__device__ __forceinline__ float finish(const struct mla_mqa_args &a, const struct work &w, int row,
-                                        float top, float sum, int64_t *to)
-{
-    int at = w.row0 + row, head = at % a.heads;
-    int64_t token = w.r.q_start + at / a.heads;
-    float lse_log2, factor;
-    *to = -1;
-    if (row >= w.rows)
-        return 0;
-    if (w.r.splits > 1) {
-        factor = finish_row(top, sum, false, 0, &lse_log2);
-        int64_t part = w.r.part_row + (int64_t)w.split * w.r.query_len * a.heads + at;
-        a.part_lse[part] = lse_log2;
-        a.part_max[part] = top;
-        if (lse_log2 != -INFINITY)
-            *to = part * MLA_MQA_LATENT;
-        return factor;
-    }
-    factor = finish_row(top, sum, a.sink != NULL, a.sink ? a.sink[head] : 0, &lse_log2);
-    if (a.lse)
-        a.lse[token * a.lse_stride[0] + head * a.lse_stride[1]] = lse_log2 * a.lse_unit;
-    if (a.max_logits)
-        a.max_logits[token * a.max_stride[0] + head * a.max_stride[1]] = top * 0.693147181f;
-    *to = token * a.out_stride[0] + head * a.out_stride[1];
-    return factor;
-}
 
 /* Ends the rows: sums of all warps, then the output, 32 neighbouring columns a warp and row. */
 template <int ROWS>
@@ -570,7 +585,7 @@ __device__ __forceinline__ void store_rows(const struct mla_decode_args &g, cons
         for (int v = 0; v < SOFTMAX_WARPS; v++)
             sum += ld_shared<float>(sums + (v * ROWS + row) * 4);
         int64_t to;
-        float factor = finish(a, w, row, ld_shared<float>(tops + 4 * row), sum, &to);
+        float factor = finish(a, w, row, ld_shared<float>(tops + 4 * row), sum, true, &to);
         st_shared(factors + 4 * row, factor);
         st_shared(places + 8 * row, to);
     }
@@ -613,14 +628,10 @@ __global__ void __launch_bounds__(THREADS, 1)
     u32 smem = dynamic_smem();
     int warp = warp_index();
     struct work w;
-    set_work<ROWS>(g.a, find_request(g.a), &w);
-    struct span s = span_of(w);
+    set_work<ROWS>(g.a, find_request(g.a, blockIdx.x, gridDim.x), blockIdx.x, 0, &w);
+    struct span s = span_of<KEYS>(w);
     int tiles = s.last - s.first;
-    /* What TMA brings; the loader warps bring the rest. */
-    int whole = s.first;
-    if (g.box_rows && !w.list && !g.a.mask)
-        whole = max(s.first, min(s.last, w.end / KEYS));
-
+    int whole = end_of_boxes<KEYS>(g, w, s);
     if (warp == SCORE_WARP && elect_one())
         init_barriers<S>(smem);
     if (warp == OUT_WARP) {
@@ -649,12 +660,8 @@ __global__ void __launch_bounds__(THREADS, 1)
     } else if (warp < LOADER_WARP + LOADER_WARPS) {
         MLA_ROLE("loader");
         setmaxnreg_inc<MANY>();
-        if (whole < s.last) {
-            if (g.is_bf16)
-                loader_role<ROWS, bf16>(g, w, smem, s, whole);
-            else
-                loader_role<ROWS, f16>(g, w, smem, s, whole);
-        }
+        if (whole < s.last)
+            loader_role<ROWS>(g, w, smem, s, whole);
     } else {
         setmaxnreg_dec<FEW>();
         if (warp == SCORE_WARP) {
@@ -668,12 +675,15 @@ __global__ void __launch_bounds__(THREADS, 1)
         } else if (warp == TMA_WARP) {
             MLA_ROLE("tma");
             tma_role<ROWS>(g, w, smem, s.first, whole);
+            /* The stages of its last tiles were free once: parities mean to loaders what they say. */
+            if (threadIdx.x % 32 == 0)
+                mbarrier_arrive(bar_of<S>(smem, S::handed));
         }
     }
     tcgen05_fence_before();
     __syncthreads();
     tcgen05_fence_after();
-    if (warp == OUT_WARP)
+    if (warp == OUT_WARP && MLA_MUTANT != 15)
         tcgen05_dealloc<1>(tmem, S::columns);
 }
 

@@ -23,6 +23,8 @@ struct mla_decode_args {
 
 /* The kernel for tiles of 16, 32 or 64 rows, and its dynamic shared memory. */
 struct mla_mqa_tile mla_mqa_decode_tile(int rows);
+/* Tiles of 128 rows, a pair of CTAs each. */
+struct mla_mqa_tile mla_mqa_decode_pair_tile(void);
 
 #ifdef __cplusplus
 }

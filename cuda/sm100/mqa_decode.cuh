@@ -1,15 +1,16 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* mqa_decode: the stream of keys. Where the 64 keys of a tile lie, and the warps that carry rows of
- * any cache format from global memory through registers, dequantised on the way, into swizzled tiles
- * of shared memory. Registers hold one whole tile in flight, 36 to 80 bytes a thread and 64 columns:
- * no raw copy of a record passes through shared memory.
+/* mqa_decode: what the kernels for few rows (mqa_decode.cu) and for a pair of CTAs
+ * (mqa_decode_pair.cu) share: the stream of keys, and how rows end.
  *
- * A thread serves key tid / 4 of every tile, and of each band of 64 columns the 16 columns from
- * 16 · (tid % 4) on: four lanes read neighbouring bytes of a record, and eight lanes write all
- * banks once. A key that no row of the tile sees is not read; zeros are written in its place, so
- * that P = 0 meets no NaN. */
-#ifndef MLA_CUDA_SM100_MQA_DECODE_KEYS_CUH
-#define MLA_CUDA_SM100_MQA_DECODE_KEYS_CUH
+ * Keys come in tiles of 64. What TMA can't bring (packed records, lists, bitmasks, odd pages, tails)
+ * 256 loader threads carry from global memory through registers, dequantised on the way, into
+ * swizzled tiles of shared memory. Registers hold one whole tile in flight: no raw copy of a record
+ * passes through shared memory. A thread serves key tid / 4 of every tile, and of each band of 64
+ * columns the 16 columns from 16 · (tid % 4) on: four lanes read neighbouring bytes of a record, and
+ * eight lanes write all banks once. A key that no row of the tile sees is not read; zeros are
+ * written in its place, so that P = 0 meets no NaN. */
+#ifndef MLA_CUDA_SM100_MQA_DECODE_CUH
+#define MLA_CUDA_SM100_MQA_DECODE_CUH
 
 #include "any/mqa_work.cuh"
 #include "mqa_decode.h"
@@ -18,30 +19,42 @@
 
 static const int KEYS = MLA_DECODE_KEYS;
 static const int BAND_BYTES = KEYS * 128; /* 64 columns of a tile of keys */
-static const int PAIR_BYTES = 2 * BAND_BYTES;
-static const int LOADERS = 256; /* threads: four a key */
+static const int LOADERS = 256;           /* threads: four a key */
+static const int LATENT_BANDS = MLA_MQA_LATENT / 64, MOST_BANDS = LATENT_BANDS + 1;
+static const int MOST_SHARED = 232448;
 
-/* Tiles of keys that this block walks. */
+/* Steps of TILE keys that a tile of rows walks. */
 struct span {
     int first, last;
 };
 
-__device__ __forceinline__ struct span span_of(const struct work &w)
+template <int TILE> __device__ __forceinline__ struct span span_of(const struct work &w)
 {
-    int tiles = (w.count + KEYS - 1) / KEYS, share = (tiles + w.r.splits - 1) / w.r.splits;
+    int steps = (w.count + TILE - 1) / TILE, share = (steps + w.r.splits - 1) / w.r.splits;
     struct span s;
-    s.first = min(tiles, w.split * share);
-    s.last = min(tiles, s.first + share);
+    s.first = min(steps, w.split * share);
+    s.last = min(steps, s.first + share);
     return s;
+}
+
+/* End of the steps whose keys TMA brings, loader warps bring the rest: all keys of a step lie
+ * before the end of what the rows see. */
+template <int TILE>
+__device__ __forceinline__ int end_of_boxes(const struct mla_decode_args &g, const struct work &w,
+                                            const struct span &s)
+{
+    if (!g.box_rows || w.list || g.a.mask)
+        return s.first;
+    return max(s.first, min(s.last, w.end / TILE));
 }
 
 /* Position of key `key` of a tile, unchecked; -1 for none. Bitmask: a key that no token of the rows
  * sees is none. The keys of a warp lie in one half of the tile. */
 __device__ __forceinline__ int fetch_position(const struct mla_mqa_args &a, const struct work &w,
-                                              int tile, int key, int last)
+                                              int tile, int key, int end)
 {
     int j = tile * KEYS + key;
-    if (tile >= last)
+    if (tile >= end)
         return -1;
     if (w.list)
         return j < w.count ? w.list[j] : -1;
@@ -57,19 +70,23 @@ __device__ __forceinline__ int fetch_position(const struct mla_mqa_args &a, cons
     return word >> j % 32 & 1 ? j : -1;
 }
 
-/* One key's place in the next tiles: page of the next tile, position of the one after it. Addresses
- * run ahead so that no tile waits for the chain list -> page table -> row. */
+/* One key of every tile, or of every other (stride 2) before tile `end`: page of the next one,
+ * position of the one after it. Addresses run ahead so that no tile waits for the chain list -> page
+ * table -> row. */
 struct stream {
-    int key, pos, page, ahead;
+    int key, stride, end, pos, page, ahead;
 };
 
 __device__ __forceinline__ void start_stream(const struct mla_mqa_args &a, const struct work &w,
-                                             const struct span &s, int key, struct stream *k)
+                                             int tile, int stride, int end, int key,
+                                             struct stream *k)
 {
     k->key = key;
-    k->pos = fetch_position(a, w, s.first, key, s.last);
+    k->stride = stride;
+    k->end = end;
+    k->pos = fetch_position(a, w, tile, key, end);
     k->page = fetch_page(a, w, k->pos);
-    k->ahead = fetch_position(a, w, s.first + 1, key, s.last);
+    k->ahead = fetch_position(a, w, tile + stride, key, end);
 }
 
 /* Whether the tile's rows may see the key of the stream. */
@@ -81,11 +98,25 @@ __device__ __forceinline__ bool stream_sees(const struct mla_mqa_args &a, const 
 
 /* From tile `tile` to the next. */
 __device__ __forceinline__ void advance_stream(const struct mla_mqa_args &a, const struct work &w,
-                                               const struct span &s, int tile, struct stream *k)
+                                               int tile, struct stream *k)
 {
     k->pos = k->ahead;
     k->page = fetch_page(a, w, k->pos);
-    k->ahead = fetch_position(a, w, tile + 2, k->key, s.last);
+    k->ahead = fetch_position(a, w, tile + 2 * k->stride, k->key, k->end);
+}
+
+/* Keys a row sees of the 32 from `first` on (first % 32 at most), where rows differ. */
+__device__ __forceinline__ uint32_t row_sees(const struct mla_mqa_args &a, const struct work &w,
+                                             int row, int limit, int first)
+{
+    uint32_t bits = bits_below(limit - first);
+    if (a.mask) {
+        int token = (w.row0 + min(row, w.rows - 1)) / a.heads;
+        if (first / 32 * 32 >= w.end)
+            return 0;
+        bits &= a.mask[(int64_t)(w.r.q_start + token) * a.mask_stride + first / 32] >> first % 32;
+    }
+    return bits;
 }
 
 /* ------------------------------------------------------------------ formats */
@@ -117,26 +148,23 @@ template <class F> struct raw_key {
     uint32_t scale[F::scale ? F::scale : 1];
 };
 
-/* WORDS words from global memory, whose address is a multiple of 16 if wide, else of 8. */
+/* WORDS words from global memory, aligned to 16 bytes, or 8 where there are two. */
 template <int WORDS>
-__device__ __forceinline__ void fetch_words(uint32_t *to, const char *from, bool see, bool wide)
+__device__ __forceinline__ void fetch_words(uint32_t *to, const char *from, bool see)
 {
 #pragma unroll
     for (int i = 0; i < WORDS; i++)
         to[i] = 0;
     if (!see)
         return;
-    if (wide && WORDS % 4 == 0) {
+    if (WORDS == 2) {
+        uint2 v = *(const uint2 *)from;
+        to[0] = v.x, to[1] = v.y;
+    } else {
 #pragma unroll
         for (int i = 0; i < WORDS; i += 4) {
             uint4 v = *(const uint4 *)(from + 4 * i);
             to[i] = v.x, to[i + 1] = v.y, to[i + 2] = v.z, to[i + 3] = v.w;
-        }
-    } else {
-#pragma unroll
-        for (int i = 0; i < WORDS; i += 2) {
-            uint2 v = *(const uint2 *)(from + 4 * i);
-            to[i] = v.x, to[i + 1] = v.y;
         }
     }
 }
@@ -144,7 +172,7 @@ __device__ __forceinline__ void fetch_words(uint32_t *to, const char *from, bool
 /* Where a thread's share of a key starts. */
 struct key_source {
     const char *data, *other; /* other: rope of a plain row, scales of a footer */
-    bool see, wide;
+    bool see;
 };
 
 __device__ __forceinline__ struct key_source source_of(const struct mla_mqa_args &a,
@@ -152,7 +180,6 @@ __device__ __forceinline__ struct key_source source_of(const struct mla_mqa_args
 {
     struct key_source s;
     s.see = stream_sees(a, w, k);
-    s.wide = a.cache.align == 16;
     struct row_place p = {0, 0};
     if (s.see)
         p = place_row(&a.cache, w.r.kv_start, k.pos, k.page);
@@ -167,10 +194,10 @@ __device__ __forceinline__ void fetch_latent(struct raw_key<F> *raw, int band, i
                                              const struct key_source &s)
 {
     if (is<F, model1_record> && band == 7)
-        fetch_words<F::rope>(raw->rope, s.data + MODEL1_ROPE_AT + 32 * part, s.see, s.wide);
+        fetch_words<F::rope>(raw->rope, s.data + MODEL1_ROPE_AT + 32 * part, s.see);
     else
-        fetch_words<F::latent>(raw->latent[band], s.data + 4 * F::latent * (4 * band + part), s.see,
-                               s.wide);
+        fetch_words<F::latent>(raw->latent[band], s.data + 4 * F::latent * (4 * band + part),
+                               s.see);
 }
 
 template <class F>
@@ -178,22 +205,22 @@ __device__ __forceinline__ void fetch_rope(struct raw_key<F> *raw, int part,
                                            const struct key_source &s)
 {
     if constexpr (is<F, plain_record>)
-        fetch_words<F::rope>(raw->rope, s.other + 32 * part, s.see, s.wide);
+        fetch_words<F::rope>(raw->rope, s.other + 32 * part, s.see);
     else if constexpr (is<F, fp8_record>)
-        fetch_words<F::rope>(raw->rope, s.data + FP8_ROPE_AT + 32 * part, s.see, s.wide);
+        fetch_words<F::rope>(raw->rope, s.data + FP8_ROPE_AT + 32 * part, s.see);
     else if constexpr (is<F, nvfp4_record>)
-        fetch_words<F::rope>(raw->rope, s.data + NVFP4_ROPE_AT + 16 * part, s.see, s.wide);
+        fetch_words<F::rope>(raw->rope, s.data + NVFP4_ROPE_AT + 16 * part, s.see);
 }
 
 template <class F>
 __device__ __forceinline__ void fetch_scales(uint32_t *scale, int part, const struct key_source &s)
 {
     if constexpr (is<F, fp8_record>)
-        fetch_words<F::scale>(scale, s.data + FP8_SCALES_AT, s.see, s.wide);
+        fetch_words<F::scale>(scale, s.data + FP8_SCALES_AT, s.see);
     else if constexpr (is<F, nvfp4_record>) /* of this thread's 16 columns of bands 0 to 7 */
-        fetch_words<F::scale>(scale, s.data + NVFP4_SCALES_AT + 8 * part, s.see, s.wide);
-    else if constexpr (F::scale > 0) /* page footers: no more than 8-byte alignment is sure */
-        fetch_words<F::scale>(scale, s.other, s.see, false);
+        fetch_words<F::scale>(scale, s.data + NVFP4_SCALES_AT + 8 * part, s.see);
+    else if constexpr (F::scale > 0) /* page footers */
+        fetch_words<F::scale>(scale, s.other, s.see);
 }
 
 /* Eight words as two units of eight 16-bit values. */
@@ -247,6 +274,62 @@ __device__ __forceinline__ void widen_rope(const struct raw_key<F> &raw, uint4 o
     } else if constexpr (is<F, nvfp4_record>) {
         widen_e4m3<T>(x, 1, out);
     }
+}
+
+/* One band's 16 columns of this thread to its place. */
+__device__ __forceinline__ void store_columns(u32 band, int key, int part, const uint4 x[2])
+{
+    u32 row = band + key * 128;
+    st_shared(row + ((2 * part ^ key % 8) << 4), x[0]);
+    st_shared(row + (((2 * part + 1) ^ key % 8) << 4), x[1]);
+}
+
+/* ------------------------------------------------------------------ rows */
+
+/* Row `row` of the tile's queries. */
+__device__ __forceinline__ const char *query_row(const struct mla_mqa_args &a, const struct work &w,
+                                                 int row)
+{
+    int at = w.row0 + min(row, w.rows - 1);
+    return a.q + (int64_t)(w.r.q_start + at / a.heads) * a.q_stride[0] +
+           at % a.heads * a.q_stride[1];
+}
+
+/* 16 bytes of it. */
+__device__ __forceinline__ uint4 fetch_unit(const char *from, bool see)
+{
+    return see ? *(const uint4 *)from : make_uint4(0, 0, 0, 0);
+}
+
+/* lse and max_logits of a row, or its partial values. Returns the factor that makes the sum of
+ * weighted keys the output; to: where the row's output begins, -1 for nowhere. store: this thread writes. */
+__device__ __forceinline__ float finish(const struct mla_mqa_args &a, const struct work &w, int row,
+                                        float top, float sum, bool store, int64_t *to)
+{
+    int at = w.row0 + row, head = at % a.heads;
+    int64_t token = w.r.q_start + at / a.heads;
+    float lse_log2, factor;
+    *to = -1;
+    if (row >= w.rows)
+        return 0;
+    if (w.r.splits > 1) {
+        factor = finish_row(top, sum, false, 0, &lse_log2);
+        int64_t part = w.r.part_row + (int64_t)w.split * w.r.query_len * a.heads + at;
+        if (store) {
+            a.part_lse[part] = lse_log2;
+            a.part_max[part] = top;
+        }
+        if (lse_log2 != -INFINITY)
+            *to = part * MLA_MQA_LATENT;
+        return factor;
+    }
+    factor = finish_row(top, sum, a.sink != NULL, a.sink ? a.sink[head] : 0, &lse_log2);
+    if (store && a.lse)
+        a.lse[token * a.lse_stride[0] + head * a.lse_stride[1]] = lse_log2 * a.lse_unit;
+    if (store && a.max_logits)
+        a.max_logits[token * a.max_stride[0] + head * a.max_stride[1]] = top * 0.693147181f;
+    *to = token * a.out_stride[0] + head * a.out_stride[1];
+    return factor;
 }
 
 #endif
