@@ -43,8 +43,9 @@
  *   free[slot]          commit            mma -> load            all products with it are made
  *   s_full[place]       commit            mma -> softmax         S is made (and all before it)
  *   factor_full[place]  128               softmax -> correction  factors of this key tile
- *   p_ready[place]      128 + 128         softmax, correction -> mma   P is stored; O is rescaled,
- *                                         or, of a first key tile, read
+ *   p_ready[place]      128 + 128         softmax, correction -> mma   P of 64 keys is stored; O is
+ *                                         rescaled or, of a first key tile, read
+ *   p_more[place]       128               softmax -> mma         P of the other 64 keys is stored
  *   o_full[tile]        commit            mma -> correction      a P·V has been added
  *   weight_full[tile]   128               softmax -> correction  what O is to be multiplied by
  *   weight_free[tile]   128               correction -> softmax  that has been read
@@ -65,7 +66,7 @@
  * both.
  * A quarter of all 2^x are polynomials on the FMA pipes at two query tiles: one softmax has 1280
  * clocks while the other query tile is multiplied, and 1024 for 2^x alone leave too few for the
- * rest.
+ * rest. P is handed over in halves for the same reason.
  *
  * P is rounded to the input type unnormalised; the row sum adds unrounded fp32 values. Every work
  * is computed by one block in one order: same inputs, same bits. */
@@ -265,10 +266,10 @@ __device__ __forceinline__ void scores(u32 smem, int t, int place, struct ring<L
         tcgen05_commit<1>(smem + L::S_FULL + 8 * place);
 }
 
-/* O[t] (+)= P[place] · V. */
+/* O[t] (+)= P[place] · V; more: the parity of p_more. */
 template <class T, class L>
 __device__ __forceinline__ void values(u32 smem, int t, int place, struct ring<L::SLOTS> at,
-                                       u32 ready, bool accumulate, bool release)
+                                       u32 ready, u32 more, bool accumulate, bool release)
 {
     constexpr operand_type type = operand_type_of<T>::value;
     constexpr u32 idesc = umma_idesc(128, L::D_V, type, type, OPERAND_F32, false, true);
@@ -279,6 +280,10 @@ __device__ __forceinline__ void values(u32 smem, int t, int place, struct ring<L
             umma_desc(smem + L::RING + at.stage * L::SLOT, MLA_MUTATED(8, stride, leading),
                       MLA_MUTATED(8, leading, stride), 128);
         const u32 p = L::S + place * L::KEYS + L::P + i * (L::V_KEYS / 2);
+        if (i == L::V_SLOTS / 2 && MLA_MUTANT != 25) {
+            mbarrier_wait(smem + L::P_MORE + 8 * place, more);
+            tcgen05_fence_after();
+        }
         mbarrier_wait(smem + MLA_MUTATED(7, L::V_FULL, L::READY) + 8 * at.stage,
                       ready >> at.stage & 1);
 #pragma unroll
@@ -349,12 +354,13 @@ __device__ __forceinline__ void multiply(const struct mla_mha100_args &x, u32 sm
                 for (int t = 0; t < L::TILES; t++) {
                     const int here = L::TILES == 2 ? t : place;
                     if (key < limit[t]) {
+                        const u32 more = p_phases >> here & 1;
                         if (MLA_MUTANT == 10)
                             p_phases ^= 1u << here;
                         wait_and_flip(smem + L::P_READY, here, &p_phases);
                         if (MLA_MUTATED(11, false, true))
                             tcgen05_fence_after();
-                        values<T, L>(smem, t, here, v, ready, MLA_MUTATED(12, true, !first),
+                        values<T, L>(smem, t, here, v, ready, more, MLA_MUTATED(12, true, !first),
                                      MLA_MUTATED(13, t == 0, t == 1 || key >= limit[1]));
                     }
                     if (L::TILES == 2 && next < limit[t])
@@ -443,12 +449,15 @@ __device__ __forceinline__ void softmax(const struct mla_mha100_args &x, u32 sme
                 u32 p[16];
                 make_weights<T, L::TILES == 2>(s[c], p, &r, scale);
                 tcgen05_st_32x32b<16>(from + MLA_MUTATED(15, 0, L::P) + c * 16, p);
+                if (c % 2 == 0)
+                    continue;
+                /* The first half of P can be multiplied while the second is made. */
+                if (MLA_MUTATED(16, false, true))
+                    tcgen05_wait_st();
+                if (MLA_MUTATED(17, false, true))
+                    tcgen05_fence_before();
+                mbarrier_arrive(smem + (c == 1 ? L::P_READY : L::P_MORE) + 8 * place);
             }
-            if (MLA_MUTATED(16, false, true))
-                tcgen05_wait_st();
-            if (MLA_MUTATED(17, false, true))
-                tcgen05_fence_before();
-            mbarrier_arrive(smem + L::P_READY + 8 * place);
             if (L::TILES == 1)
                 place ^= 1;
             any = true;
@@ -584,6 +593,7 @@ template <class L> __device__ __forceinline__ void init_barriers(u32 smem)
     for (int i = 0; i < 2; i++) {
         mbarrier_init(smem + L::S_FULL + 8 * i, 1);
         mbarrier_init(smem + L::P_READY + 8 * i, 256);
+        mbarrier_init(smem + L::P_MORE + 8 * i, 128);
         mbarrier_init(smem + L::FACTOR_FULL + 8 * i, 128);
     }
     fence_mbarrier_init();

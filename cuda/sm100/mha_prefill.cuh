@@ -49,7 +49,8 @@ template <int D_QK_, int D_V_> struct mha_shape {
     static const int Q_FULL = BARS, Q_FREE = Q_FULL + 8 * TILES;
     static const int K_FULL = Q_FREE + 8 * TILES, V_FULL = K_FULL + 8 * SLOTS;
     static const int READY = V_FULL + 8 * SLOTS, FREE = READY + 8 * SLOTS;
-    static const int S_FULL = FREE + 8 * SLOTS, P_READY = S_FULL + 16, FACTOR_FULL = P_READY + 16;
+    static const int S_FULL = FREE + 8 * SLOTS, P_READY = S_FULL + 16, P_MORE = P_READY + 16,
+                     FACTOR_FULL = P_MORE + 16;
     static const int O_FULL = FACTOR_FULL + 16, WEIGHT_FULL = O_FULL + 8 * TILES,
                      WEIGHT_FREE = WEIGHT_FULL + 8 * TILES;
     static const int TMEM_BASE = WEIGHT_FREE + 8 * TILES;
