@@ -3,6 +3,9 @@
  * conformance --check FILE   runs all cases and compares; names each case that differs and where
  * Exit: 0 all well, 1 a difference or an error, 77 no device or no file to compare with.
  *
+ * A case that a GPU or the model refuses at run time has the answer "refused"; since such an error
+ * ends a CUDA process' work, recording goes on in a new process behind that case.
+ *
  * A line is: name, tab, number of words, hash of all, then a hash of 16 bits for each of up to 64
  * equal pieces; of up to 32 words, the words themselves. */
 #include "conformance.h"
@@ -15,6 +18,7 @@ extern "C" {
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #ifndef MLA_MODEL
 #include "device.h"
@@ -35,7 +39,9 @@ static uint32_t *device_out;
 static FILE *record;
 static char *expected[MAX_CASES]; /* lines of the file to compare with */
 static int num_expected, num_cases, num_wrong;
-static const char *only; /* cases whose name begins so */
+static const char *only;            /* cases whose name begins so */
+static int first_case, case_number; /* recording: cases before first_case are in the file already */
+static char **arguments;
 
 static void check(cudaError_t error, const char *what, const char *name)
 {
@@ -116,10 +122,14 @@ static void explain(const char *name, const char *want, const char *got, const u
     }
 }
 
+/* words NULL: refused. */
 static void answer(const char *name, const uint32_t *words, size_t n)
 {
     char line[LINE];
-    line_of(line, name, words, n);
+    if (words)
+        line_of(line, name, words, n);
+    else
+        snprintf(line, LINE, "%s\trefused", name);
     num_cases++;
     if (record != NULL) {
         fprintf(record, "%s\n", line);
@@ -129,13 +139,37 @@ static void answer(const char *name, const uint32_t *words, size_t n)
     if (want == NULL) {
         printf("MISSING %s: not in the record\n", name);
         num_wrong++;
+    } else if (strcmp(want, line) != 0 && (!words || strstr(want, "\trefused"))) {
+        printf("DIFFERS %s: %s here, %s in the record\n", name, words ? "runs" : "refused",
+               words ? "refused" : "runs");
+        num_wrong++;
     } else if (strcmp(want, line) != 0) {
         explain(name, want, line, words, n);
         num_wrong++;
     }
 }
 
-static void launch(const char *name, const void *kernel, unsigned blocks, unsigned cluster,
+/* After a kernel's error. */
+static bool refused(const char *name, cudaError_t error)
+{
+    printf("%s: %s\n", name, cudaGetErrorString(error));
+    answer(name, NULL, 0);
+    cudaGetLastError();
+#ifndef MLA_MODEL
+    char from[16];
+    snprintf(from, sizeof from, "%d", case_number);
+    setenv("CONFORMANCE_FROM", from, 1);
+    fflush(stdout);
+    if (record == NULL || fclose(record) != 0)
+        exit(1);
+    execv("/proc/self/exe", arguments);
+    exit(1);
+#endif
+    return false;
+}
+
+/* False if the kernel was refused. */
+static bool launch(const char *name, const void *kernel, unsigned blocks, unsigned cluster,
                    unsigned threads, struct conform_args *args)
 {
     args->input = conform_input;
@@ -155,15 +189,17 @@ static void launch(const char *name, const void *kernel, unsigned blocks, unsign
     config.attrs = &attribute;
     config.numAttrs = 1;
     void *params[] = {args};
-    check(cudaLaunchKernelExC(&config, kernel, params), "launch", name);
-    check(cudaDeviceSynchronize(), "kernel", name);
+    cudaError_t error = cudaLaunchKernelExC(&config, kernel, params);
+    if (error == cudaSuccess)
+        error = cudaDeviceSynchronize();
+    return error == cudaSuccess || refused(name, error);
 }
 
 static uint32_t host[INPUT_BYTES / 4];
 
 static bool wanted(const char *name)
 {
-    return only == NULL || strncmp(name, only, strlen(only)) == 0;
+    return case_number++ >= first_case && (only == NULL || strncmp(name, only, strlen(only)) == 0);
 }
 
 void conform_run(const char *name, const void *kernel, unsigned blocks, unsigned cluster,
@@ -173,7 +209,8 @@ void conform_run(const char *name, const void *kernel, unsigned blocks, unsigned
         return;
     check(cudaMemset(device_out, 0xEE, 4 * 256 * 128), "cudaMemset", name);
     args->out = device_out;
-    launch(name, kernel, blocks, cluster, threads, args);
+    if (!launch(name, kernel, blocks, cluster, threads, args))
+        return;
     check(cudaMemcpy(host, device_out, 4 * words, cudaMemcpyDeviceToHost), "cudaMemcpy", name);
     answer(name, host, words);
 }
@@ -185,7 +222,8 @@ void conform_run_room(const char *name, const void *kernel, unsigned threads,
         return;
     check(cudaMemset(conform_room, 0xEE, ROOM_BYTES), "cudaMemset", name);
     args->out = (uint32_t *)conform_room;
-    launch(name, kernel, 1, 1, threads, args);
+    if (!launch(name, kernel, 1, 1, threads, args))
+        return;
     check(cudaMemcpy(host, conform_room, 4 * words, cudaMemcpyDeviceToHost), "cudaMemcpy", name);
     answer(name, host, words);
 }
@@ -226,7 +264,9 @@ int main(int argc, char **argv)
         printf("usage: conformance [--record] FILE | --check FILE [CASES]\n");
         return 1;
     }
-    const char *path = argv[checking || named ? 2 : 1];
+    const char *path = argv[checking || named ? 2 : 1], *from = getenv("CONFORMANCE_FROM");
+    first_case = from && !checking ? atoi(from) : 0;
+    arguments = argv;
     only = argc > 3 ? argv[3] : NULL;
     if (checking && !read_lines(path)) {
         printf("SKIPPED: no record %s yet: a GPU has to make it (conformance --record FILE)\n",
@@ -253,13 +293,14 @@ int main(int argc, char **argv)
     check(cudaMemcpy(input, host, INPUT_BYTES, cudaMemcpyHostToDevice), "cudaMemcpy", "input");
     conform_input = input;
     if (!checking) {
-        record = fopen(path, "w");
+        record = fopen(path, first_case ? "a" : "w");
         if (record == NULL) {
             printf("%s: cannot write\n", path);
             return 1;
         }
-        fprintf(record, "# Answers of %s, sm_%d%d, to tests/conformance\n", prop.name, prop.major,
-                prop.minor);
+        if (!first_case)
+            fprintf(record, "# Answers of %s, sm_%d%d, to tests/conformance\n", prop.name,
+                    prop.major, prop.minor);
     }
     conform_warp();
     conform_sync();
