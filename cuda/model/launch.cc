@@ -3,6 +3,7 @@
  * leaves. Order of the clusters is part of the schedule. */
 #include "launch.h"
 
+#include "count.h"
 #include "mutant.h"
 #include "schedule.h"
 
@@ -212,6 +213,7 @@ bool model_launch_run(const struct model_kernel *kernel, const struct model_laun
     char which[512];
     snprintf(which, sizeof which, "%s %s", kernel->file, kernel->name);
     model_mutant_select(which);
+    model_counts_begin();
     model_running_kernel = kernel;
     running_args = args;
     blockDim = l->block;
@@ -243,5 +245,7 @@ bool model_launch_run(const struct model_kernel *kernel, const struct model_laun
     for (uint64_t i = 0; i < clusters; i++)
         if (!run_cluster(l, (first + i % clusters * (stride % clusters)) % clusters))
             return false;
+    kernel_name(kernel, which, sizeof which);
+    model_counts_end(which, clusters * (uint64_t)size);
     return true;
 }

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Memory with a shadow: what every byte's state allows. Shared memory of the cluster, by address. */
+#include "count.h"
 #include "schedule.h"
 
 #include <stdio.h>
@@ -353,6 +354,7 @@ void model_ld_shared(void *value, uint32_t address, uint32_t bytes, struct model
 {
     model_step();
     struct model_place p = own_place(address, bytes, bytes, "ld.shared", at);
+    model_tally(COUNT_SHARED_LD, bytes);
     model_check_read(&p.block->shared, p.offset, bytes, "ld.shared", at);
     memcpy(value, p.block->shared.data + p.offset, bytes);
 }
@@ -361,6 +363,7 @@ void model_st_shared(uint32_t address, const void *value, uint32_t bytes, struct
 {
     model_step();
     struct model_place p = own_place(address, bytes, bytes, "st.shared", at);
+    model_tally(COUNT_SHARED_ST, bytes);
     model_check_write(&p.block->shared, p.offset, bytes, "st.shared", at);
     memcpy(p.block->shared.data + p.offset, value, bytes);
 }
@@ -438,6 +441,7 @@ void model_cp_async(uint32_t smem, const void *gmem, uint32_t bytes, uint32_t va
 {
     struct model_fiber *f = model_self;
     struct copy c = {NULL, gmem, bytes, valid};
+    model_tally(COUNT_COPIED_IN, bytes);
     if (valid > bytes)
         model_fail(at, "cp.async: %u valid bytes of %u", valid, bytes);
     if (valid && (uintptr_t)gmem % bytes)

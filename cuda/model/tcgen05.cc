@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* tcgen05 of the functional model: tensor memory's allocation, loads and stores. Results of ld reach
  * the kernel's registers at wait::ld, poison before. mma, cp and commit: tcgen05_mma.cc. */
-#include "tmem.h"
-
+#include "count.h"
 #include "tensor.h"
+#include "tmem.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -286,6 +286,7 @@ static void ld(struct model_warp *warp, uint32_t mask, void *const args[32])
     load->next = NULL;
     *last = load;
     model_tmem_start(&c, USE_LD, 0);
+    model_tally(COUNT_TMEM_LD, 128 * (uint64_t)x->registers);
     struct model_op *op = model_op_new(what, ld_run, sizeof load, x->at);
     memcpy(op->data, &load, sizeof load);
     model_op_in_group(op, &state->ld_group);
@@ -364,6 +365,7 @@ static void st(struct model_warp *warp, uint32_t mask, void *const args[32])
     for (int i = 0; i < 32; i++)
         memcpy(w->values[i], ((const struct transfer *)args[i])->store, 4 * (size_t)x->registers);
     model_tmem_start(&c, USE_ST, 0);
+    model_tally(COUNT_TMEM_ST, 128 * (uint64_t)x->registers);
     for (u32 l = lane; l < lane + (x->shape == SHAPE_32X32B ? 32 : 16); l++)
         model_tmem_mark_known(c.block, l, c.column, c.columns);
     if (state->num_stores == state->room_stores) {

@@ -2,6 +2,7 @@
 /* tcgen05.mma, cp and commit of the functional model. All that a thread issues of them runs in the
  * order of issue (one chain); what others may see of it passes through a commit. Where the layouts of
  * D and of A in tensor memory come from: docs/verification.md. */
+#include "count.h"
 #include "matrix.h"
 #include "tensor.h"
 #include "tmem.h"
@@ -253,6 +254,11 @@ void model_tcgen05_mma(int group, bool kind_f16, bool ws, u32 d, bool a_in_tmem,
                 model_tmem_mark_known(dc.block, (uint32_t)lane_of(s, m, bank, w->d_lane), dc.column,
                                       dc.columns);
     }
+    /* 4096 products of 16 bits a clock with all 128 lanes at work; 64 spread rows take as long */
+    uint64_t lanes = s->spread ? 128 : (uint64_t)s->rows;
+    model_tally(COUNT_TENSOR, (uint64_t)s->ctas * lanes * (uint64_t)s->n / 256);
+    model_tally(COUNT_OPERANDS,
+                ((a_in_tmem ? 0 : (uint64_t)(s->ctas * s->rows)) + (uint64_t)s->n) * 32);
     struct thread_state *state = model_thread_state(model_self);
     state->mma_issued++;
     state->uncommitted = true;

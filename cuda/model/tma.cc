@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* TMA of the functional model: boxes of tensor maps and plain bulk copies, each one op. Loads count
  * their bytes on an mbarrier when they have run; stores belong to groups of the issuing thread. */
+#include "count.h"
 #include "tensor.h"
 #include "tensor_map.h"
 #include "tensor_state.h"
@@ -178,6 +179,7 @@ static void issue_load(const struct box *box, u32 dst, u32 bar, bool pair, u16 m
             check_barrier(&w->place[t], w->bar[t], false, what, at);
         }
     }
+    model_tally(COUNT_COPIED_IN, (uint64_t)bytes * (uint64_t)w->targets);
     for (int t = 0; t < w->targets; t++)
         box_writes(op, &w->place[t], bytes);
     model_op_issue(op);
@@ -272,6 +274,7 @@ void model_tma_store(const struct mla_tensor_map *map, u32 src, int rank, const 
         w->box.corner[i] = c[i];
     uint32_t bytes = box_bytes(&w->box);
     w->place = model_place_of(src, bytes, 128, what, at);
+    model_tally(COUNT_COPIED_OUT, bytes);
     if (w->place.block != model_self->block)
         model_fail(at, "%s: source: got 0x%x, want the CTA's own shared memory", what, src);
     model_op_reads(op, &w->place.block->shared, w->place.offset, bytes);
@@ -321,6 +324,7 @@ void model_bulk_load(u32 dst, const void *gmem, u32 bytes, u32 bar, struct model
     struct model_op *op = bulk(bulk_in, what, dst, gmem, bytes, at);
     struct bulk_work *w = (struct bulk_work *)op->data;
     w->bar = bar;
+    model_tally(COUNT_COPIED_IN, bytes);
     check_barrier(&w->place, bar, false, what, at);
     model_op_writes(op, &w->place.block->shared, w->place.offset, bytes);
     model_op_issue(op);
@@ -330,6 +334,7 @@ void model_bulk_store(void *gmem, u32 src, u32 bytes, struct model_at at)
 {
     const char *what = "cp.async.bulk (store)";
     struct model_op *op = bulk(bulk_out, what, src, gmem, bytes, at);
+    model_tally(COUNT_COPIED_OUT, bytes);
     struct bulk_work *w = (struct bulk_work *)op->data;
     if (w->place.block != model_self->block)
         model_fail(at, "%s: source: got 0x%x, want the CTA's own shared memory", what, src);

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* What lanes do together, and mma.sync and ldmatrix; single conversions. */
+#include "count.h"
 #include "number.h"
 #include "schedule.h"
 
@@ -247,6 +248,8 @@ void model_mma_m16n8k16(float c[4], const uint32_t a[4], uint32_t b0, uint32_t b
                         struct model_at at)
 {
     struct fragment f = {c, a, {b0, b1}, is_bf16, at};
+    if (model_self->lane == 0)
+        model_tally(COUNT_TENSOR, 1); /* at the full rate, which mma.sync does not reach on sm_90 */
     model_collective("mma.sync", 0xFFFFFFFFu, run_mma, &f, at);
 }
 
@@ -305,6 +308,7 @@ uint16_t model_cvt_rn_satfinite_e4m3x2_f32(float low, float high)
 
 float model_ex2_approx_ftz(float x)
 {
+    model_tally(COUNT_EX2, 1);
     if (fabsf(x) < 0x1p-126f)
         return 1;
     float r = exp2f(x);

@@ -3,6 +3,7 @@
  * warpgroup must agree on what they issue. Accumulators live in the model from the first instruction
  * on them until the wait that covers the last: meanwhile the kernel's registers hold poison, and
  * whoever writes them is found out at the wait. */
+#include "count.h"
 #include "matrix.h"
 #include "tensor.h"
 #include "tensor_state.h"
@@ -193,6 +194,9 @@ static void issue(struct model_warp *warp, uint32_t mask, void *const args[32])
     w->d->group = state->wgmma_group;
     state->wgmma_open = true;
     state->at = x->at;
+    /* a warp's quarter: 64 x n x 16 products of 16 bits at 2048 a clock, 8 bits twice as fast */
+    model_tally(COUNT_TENSOR, (uint64_t)w->n / 8);
+    model_tally(COUNT_OPERANDS, ((w->registers ? 0 : 16) + (uint64_t)w->n / 4) * 32);
     model_op_in_chain(op, &state->wgmma_chain);
     model_op_in_group(op, &state->wgmma_groups[state->wgmma_group % WGMMA_GROUPS]);
     model_op_issue(op);
