@@ -333,6 +333,7 @@ static mla_status prepare_jobs(mla_plan *plan)
 {
     for (int64_t j = 0; j < plan->num_jobs; j++) {
         struct mla_job *job = &plan->jobs[j];
+        job->alone = plan->num_jobs == 1;
         mla_status status = job->kernel->prepare ? job->kernel->prepare(job) : MLA_OK;
         if (status != MLA_OK)
             return status;

@@ -392,7 +392,9 @@ static mla_status run_group(const struct mla_job *job, const struct group *g, co
         part.k = (mla_tensor){workspace + l.k, {heads * o->d_qk, o->d_qk}};
         part.v = (mla_tensor){workspace + l.v, {heads * o->d_v, o->d_v}};
         part.alive = rows.alive;
-        status = mla_mha_launch(job, g->attention, t, &part, workspace + l.mask, head == 0, stream);
+        bool kept = t->same_lists && job->alone && ((struct plan *)job->data)->num_groups == 1;
+        status = mla_mha_launch(job, g->attention, t, &part, workspace + l.mask, head == 0 && !kept,
+                                stream);
     }
     return status;
 }

@@ -517,7 +517,9 @@ mla_status mla_mha_row_run(const struct mla_job *job, const mla_tensors *t, void
         status = mla_cuda_enter(job->context, &before);
     if (status != MLA_OK)
         return status;
-    status = mla_mha_launch(job, job->data, t, &o, workspace, true, stream);
+    /* Several passes make their masks in turns; other jobs would have overwritten a single one. */
+    bool kept = t->same_lists && job->alone;
+    status = mla_mha_launch(job, job->data, t, &o, workspace, !kept, stream);
     mla_cuda_leave(job->context, before);
     return status;
 }
