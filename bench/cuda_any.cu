@@ -164,6 +164,30 @@ __global__ void fill_lists(int32_t *lists, int64_t tokens, int topk, int bits)
     }
 }
 
+/* Lists as attention sinks, recent keys and heavy hitters make them (fill sink of mla make): the
+ * first 4 keys, the last quarter, and one key of each of equal strata between them, the same one for
+ * 64 rows except in one stratum of eight, which a row fills for itself. Rows are the last ones of a
+ * causal request; the order of a row is scattered. topk is a power of two. */
+__global__ void fill_sink_lists(int32_t *lists, int64_t tokens, int topk, int keys)
+{
+    const int sinks = 4, recent = (topk - sinks) / 4, strata = topk - sinks - recent;
+    for (int64_t i = (int64_t)blockIdx.x * blockDim.x + threadIdx.x; i < tokens * topk;
+         i += (int64_t)gridDim.x * blockDim.x) {
+        int64_t row = i / topk, first = row / 64 * 64;
+        int e = (int)(i % topk), end = keys - (int)(tokens - 1 - row), key = e;
+        int top = keys - (int)(tokens - 1 - first) - recent, stratum = e - sinks;
+        if (e >= topk - recent) {
+            key = end - (topk - e);
+        } else if (e >= sinks) {
+            int from = sinks + (int)((int64_t)(top - sinks) * stratum / strata);
+            int to = sinks + (int)((int64_t)(top - sinks) * (stratum + 1) / strata);
+            uint32_t own = hash(row * topk + e);
+            key = from + (int)((own & 7 ? hash(stratum) : own >> 3) % (uint32_t)(to - from));
+        }
+        lists[row * topk + (int64_t)e * 1021 % topk] = key;
+    }
+}
+
 /* Pages of all requests, scattered by an odd multiplier; n is a power of two. */
 __global__ void fill_table(int32_t *table, int64_t n)
 {
@@ -184,7 +208,7 @@ template <class X> static X *device(size_t n)
 struct shape {
     const char *name;
     int batch, query_len, keys, heads, topk;
-    bool fp8, paged, causal;
+    bool fp8, paged, causal, sink;
 };
 
 struct ceilings {
@@ -247,7 +271,10 @@ static void run_shape(const struct shape *s, const struct ceilings *ceil)
         while (1 << bits < s->keys)
             bits++;
         lists = device<int32_t>(tokens * s->topk);
-        fill_lists<<<4096, 256>>>(lists, tokens, s->topk, bits);
+        if (s->sink)
+            fill_sink_lists<<<4096, 256>>>(lists, tokens, s->topk, s->keys);
+        else
+            fill_lists<<<4096, 256>>>(lists, tokens, s->topk, bits);
         t.topk_indices.data = lists;
     }
     t.q.data = q;
@@ -321,25 +348,31 @@ static struct ceilings measure_ceilings(int processors)
 int main(int argc, char **argv)
 {
     static const struct shape shapes[] = {
-        {"sparse-prefill kv32k h128", 1, 4096, 32768, 128, 2048, false, false, false},
-        {"sparse-prefill kv32k h64", 1, 4096, 32768, 64, 2048, false, false, false},
-        {"sparse-prefill kv32k h32", 1, 4096, 32768, 32, 2048, false, false, false},
-        {"sparse-prefill kv32k h16", 1, 4096, 32768, 16, 2048, false, false, false},
-        {"sparse-prefill kv8k h128", 1, 4096, 8192, 128, 2048, false, false, false},
-        {"sparse-prefill kv8k h16", 1, 4096, 8192, 16, 2048, false, false, false},
-        {"sparse-decode fp8 b128 h128", 128, 1, 32768, 128, 2048, true, true, true},
-        {"sparse-decode fp8 b128 sq2 h128", 128, 2, 32768, 128, 2048, true, true, true},
-        {"sparse-decode fp8 b128 h64", 128, 1, 32768, 64, 2048, true, true, true},
-        {"sparse-decode fp8 b128 h16", 128, 1, 32768, 16, 2048, true, true, true},
-        {"sparse-decode fp8 b1 h128", 1, 1, 32768, 128, 2048, true, true, true},
-        {"dense-decode b128 kv32k h128", 128, 1, 32768, 128, 0, false, true, true},
-        {"dense-decode b128 kv32k h64", 128, 1, 32768, 64, 0, false, true, true},
-        {"dense-decode b128 kv32k h32", 128, 1, 32768, 32, 0, false, true, true},
-        {"dense-decode b128 kv32k h16", 128, 1, 32768, 16, 0, false, true, true},
-        {"dense-decode b128 kv4k h128", 128, 1, 4096, 128, 0, false, true, true},
-        {"dense-decode b128 kv4k h16", 128, 1, 4096, 16, 0, false, true, true},
-        {"dense-decode b1 kv32k h128", 1, 1, 32768, 128, 0, false, true, true},
-        {"dense-prefill s4096 h16", 1, 4096, 4096, 16, 0, false, false, true},
+        {"sparse-prefill kv32k h128", 1, 4096, 32768, 128, 2048, false, false, false, false},
+        {"sparse-prefill kv32k h64", 1, 4096, 32768, 64, 2048, false, false, false, false},
+        {"sparse-prefill kv32k h32", 1, 4096, 32768, 32, 2048, false, false, false, false},
+        {"sparse-prefill kv32k h16", 1, 4096, 32768, 16, 2048, false, false, false, false},
+        {"sparse-prefill kv32k h96", 1, 4096, 32768, 96, 2048, false, false, false, false},
+        {"sparse-prefill kv32k h48", 1, 4096, 32768, 48, 2048, false, false, false, false},
+        {"sparse-prefill sink kv32k h128", 1, 4096, 32768, 128, 2048, false, false, false, true},
+        {"sparse-prefill sink kv32k h64", 1, 4096, 32768, 64, 2048, false, false, false, true},
+        {"sparse-prefill sink kv32k h16", 1, 4096, 32768, 16, 2048, false, false, false, true},
+        {"sparse-prefill sink kv8k h16", 1, 4096, 8192, 16, 2048, false, false, false, true},
+        {"sparse-prefill kv8k h128", 1, 4096, 8192, 128, 2048, false, false, false, false},
+        {"sparse-prefill kv8k h16", 1, 4096, 8192, 16, 2048, false, false, false, false},
+        {"sparse-decode fp8 b128 h128", 128, 1, 32768, 128, 2048, true, true, true, false},
+        {"sparse-decode fp8 b128 sq2 h128", 128, 2, 32768, 128, 2048, true, true, true, false},
+        {"sparse-decode fp8 b128 h64", 128, 1, 32768, 64, 2048, true, true, true, false},
+        {"sparse-decode fp8 b128 h16", 128, 1, 32768, 16, 2048, true, true, true, false},
+        {"sparse-decode fp8 b1 h128", 1, 1, 32768, 128, 2048, true, true, true, false},
+        {"dense-decode b128 kv32k h128", 128, 1, 32768, 128, 0, false, true, true, false},
+        {"dense-decode b128 kv32k h64", 128, 1, 32768, 64, 0, false, true, true, false},
+        {"dense-decode b128 kv32k h32", 128, 1, 32768, 32, 0, false, true, true, false},
+        {"dense-decode b128 kv32k h16", 128, 1, 32768, 16, 0, false, true, true, false},
+        {"dense-decode b128 kv4k h128", 128, 1, 4096, 128, 0, false, true, true, false},
+        {"dense-decode b128 kv4k h16", 128, 1, 4096, 16, 0, false, true, true, false},
+        {"dense-decode b1 kv32k h128", 1, 1, 32768, 128, 0, false, true, true, false},
+        {"dense-prefill s4096 h16", 1, 4096, 4096, 16, 0, false, false, true, false},
     };
     const char *word = argc > 1 ? argv[1] : "";
     int count = 0;
