@@ -210,7 +210,7 @@ template <class L> __device__ __forceinline__ void clean(const struct mla_mha100
                 const u32 slot = smem + L::RING + at.stage * L::SLOT;
                 if (MLA_MUTATED(3, false, true))
                     wait_and_flip(smem + L::V_FULL, (int)at.stage, &phases);
-                if (!all_seen(seen)) {
+                if (!all_seen(seen) && MLA_MUTANT != 26) {
 #pragma unroll 1
                     for (int k = 0; k < L::V_KEYS; k++) {
                         const int j = i * L::V_KEYS + k;
