@@ -33,8 +33,8 @@ __device__ __forceinline__ uint32_t bits_below(int n)
     return n <= 0 ? 0 : n >= 32 ? 0xFFFFFFFFu : (1u << n) - 1;
 }
 
-/* Tile `block` of the launch, which is one of request `found` of the table; of its rows the ROWS from
- * ROWS · part on, where tiles have a.tile_parts · ROWS. */
+/* Tile `block` of the launch, which is one of request `found` of the table; of its rows the ROWS
+ * from ROWS · part on, where tiles have a.tile_parts · ROWS. */
 template <int ROWS>
 __device__ __forceinline__ void set_work(const struct mla_mqa_args &a, int found, int block,
                                          int part, struct work *w)

@@ -19,8 +19,9 @@ enum {
     LEAST_BOX_ROWS = 8 /* smaller pages: more TMA instructions than rows are worth */
 };
 static const int tile_rows[TILES] = {16, 32, 64, 128}; /* 128: a pair of CTAs */
-/* Keys below which a split costs more than it gains; see mqa_any. */
-static const int64_t least_keys[TILES] = {1024, 2048, 4096, 4096};
+/* Keys of a split, at least: to start and end a block takes some 4 us, and 2048 keys of a bf16 cache
+ * come in 44 us at an SM's share of the memory. Lists are short: half the latency is worth more. */
+static const int64_t least_keys[TILES] = {2048, 2048, 4096, 4096}, least_of_list = 1024;
 
 static bool supports(const struct mla_job *job, char *why, size_t bytes)
 {
@@ -61,9 +62,8 @@ static struct mla_mqa_cut cut(const struct mla_job *job, const struct mla_reques
     int64_t steps = (keys + MLA_DECODE_KEYS - 1) / MLA_DECODE_KEYS;
     c.splits = job->wanted_splits;
     if (c.splits == 0) {
-        /* Lists are short: half the latency is worth a few percent of throughput. */
         int64_t room = SMS / (c.tiles * (c.tile == 3 ? 2 : 1)),
-                most = keys / least_keys[lists ? 0 : c.tile];
+                most = keys / (lists ? least_of_list : least_keys[c.tile]);
         c.splits = most < room ? most : room;
         c.splits = c.splits < MOST_SPLITS ? c.splits : MOST_SPLITS;
     }
@@ -117,7 +117,8 @@ static mla_status set_maps(const mla_problem *p, struct mla_decode_args *g)
     return status;
 }
 
-/* Rows that are not 16-byte aligned (model1: odd page sizes) go to the portable kernel, by tiles of at most 64 rows. */
+/* Rows that are not 16-byte aligned (model1: odd page sizes) go to the portable kernel, by tiles of
+ * at most 64 rows. */
 static mla_status launch_unaligned(const mla_problem *p, const struct mla_mqa_args *args,
                                    const struct mla_mqa_launch *launch, void *stream)
 {

@@ -1,11 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* mqa_decode: absorbed-form attention for at most 64 query rows on tcgen05 (sm_100f):
- * out = softmax(scale · q · K^T) · K[:, :512]. Dense (causal, bitmask, flat or paged) and over top-k
- * lists, plain caches and packed records. More rows: mqa_decode_pair.cu.
+ * out = softmax(scale · q · K^T) · K[:, :512]. Dense (causal, bitmask, flat or paged) and over
+ * top-k lists, plain caches and packed records. More rows: mqa_decode_pair.cu.
  *
  * Rows are (query token, head) pairs of one request, 16, 32 or 64 of them a block; over a list,
- * heads of one token. Few rows would waste an MMA whose M is rows, so operands are swapped: keys are
- * M of the scores, columns of out are M of the output, rows are N of both.
+ * heads of one token. Few rows would waste an MMA whose M is rows, so operands are swapped: keys
+ * are M of the scores, columns of out are M of the output, rows are N of both.
  *   S^T [64 keys x ROWS]              = K [64 x 576] · Q^T       M 64, K-major, K-major
  *   O^T [4 x 128 columns x ROWS]     += V^T [128 x 64] · P^T     M 128, both MN-major
  * One tile of K in shared memory is both operands: 64 keys x 64 columns with 128-byte swizzle is K
@@ -14,7 +14,7 @@
  * Roles (16 warps)              registers
  *   0-3   softmax                     152   S^T from TMEM, maximum, P, rescale of O^T; results
  *   4-11  loaders                     152   keys that TMA can't bring: see mqa_decode.cuh
- *   12    scores                       56   one thread issues S^T of tile t + 1 while t is in softmax
+ *   12    scores                       56   one thread issues S^T of tile t + 1 during softmax of t
  *   13    output                       56   one thread issues O^T
  *   14    tma                          56   whole tiles of plain dense caches
  *   15    none                         56   completes a warpgroup
@@ -25,7 +25,7 @@
  *   Q, 9 bands x ROWS x 128              18432      36864     73728
  *   P^T, 64 x ROWS x 2                    2048       4096      8192
  *   maxima, factors, limits                832       1664      3328
- *   barriers, TMEM address                 280        264       216
+ *   barriers, TMEM address                 272        256       208
  * TMEM columns: O^T 4 x ROWS from 0, S^T 2 x ROWS from 4 · ROWS; 128, 256, 512 allocated. S^T of
  * M 64 uses lanes 0 to 15 of each warp's 32.
  *
@@ -36,12 +36,13 @@
  *   s_full[2]            1   commit of scores                  softmax
  *   s_free[2]          128   softmax has loaded S^T            scores              (start free)
  *   p_full             128   P^T is written, O^T rescaled      output
- *   out_done             1   commit of output                  softmax: before it touches O^T and P^T
+ *   out_done             1   commit of output                  softmax, before it touches O^T, P^T
  *   handed               1   tma, after its last tile          loaders, which go on with the stages
  *
  * Timeline, tile t:  keys(t+2) land | S(t+1) | softmax(t) | O(t), frees two bands after another.
  *
- * Cycles a tile of 64 keys at 1.85 GHz, 148 SMs; HBM gives an SM 29.2 bytes a clock, shared memory 128.
+ * Cycles a tile of 64 keys at 1.85 GHz, 148 SMs; HBM gives an SM 29.2 bytes a clock, its shared
+ * memory 128.
  *                              HBM: bf16  fp8_ds_mla  model1   v41  nvfp4
  *                                   2525        1438    1279  1157    771
  *                                ROWS 16          32      64
@@ -360,8 +361,8 @@ __device__ __forceinline__ void score_role(const struct mla_decode_args &g, u32 
     }
 }
 
-/* Output: [128 columns x ROWS] += V^T · P^T of each pair of bands, four steps of 16 keys. A stage is
- * free once its products are done. One thread. */
+/* Output: [128 columns x ROWS] += V^T · P^T of each pair of bands, four steps of 16 keys. A stage
+ * is free once its products are done. One thread. */
 template <int ROWS>
 __device__ __forceinline__ void out_role(u32 smem, u32 tmem, operand_type type, int tiles)
 {
@@ -675,7 +676,7 @@ __global__ void __launch_bounds__(THREADS, 1)
         } else if (warp == TMA_WARP) {
             MLA_ROLE("tma");
             tma_role<ROWS>(g, w, smem, s.first, whole);
-            /* The stages of its last tiles were free once: parities mean to loaders what they say. */
+            /* The stages of its last tiles were free once: loaders can tell phases by parity. */
             if (threadIdx.x % 32 == 0)
                 mbarrier_arrive(bar_of<S>(smem, S::handed));
         }

@@ -2,12 +2,12 @@
 /* mqa_decode: what the kernels for few rows (mqa_decode.cu) and for a pair of CTAs
  * (mqa_decode_pair.cu) share: the stream of keys, and how rows end.
  *
- * Keys come in tiles of 64. What TMA can't bring (packed records, lists, bitmasks, odd pages, tails)
+ * Keys come in tiles of 64. What TMA can't bring (packed records, lists, masks, odd pages, tails)
  * 256 loader threads carry from global memory through registers, dequantised on the way, into
  * swizzled tiles of shared memory. Registers hold one whole tile in flight: no raw copy of a record
  * passes through shared memory. A thread serves key tid / 4 of every tile, and of each band of 64
- * columns the 16 columns from 16 · (tid % 4) on: four lanes read neighbouring bytes of a record, and
- * eight lanes write all banks once. A key that no row of the tile sees is not read; zeros are
+ * columns the 16 from 16 · (tid % 4) on: four lanes read neighbouring bytes of a record, and eight
+ * lanes write all banks once. A key that no row of the tile sees is not read; zeros are
  * written in its place, so that P = 0 meets no NaN. */
 #ifndef MLA_CUDA_SM100_MQA_DECODE_CUH
 #define MLA_CUDA_SM100_MQA_DECODE_CUH
@@ -71,8 +71,8 @@ __device__ __forceinline__ int fetch_position(const struct mla_mqa_args &a, cons
 }
 
 /* One key of every tile, or of every other (stride 2) before tile `end`: page of the next one,
- * position of the one after it. Addresses run ahead so that no tile waits for the chain list -> page
- * table -> row. */
+ * position of the one after it. Addresses run ahead so that no tile waits for the chain from list
+ * to page table to row. */
 struct stream {
     int key, stride, end, pos, page, ahead;
 };
@@ -301,8 +301,9 @@ __device__ __forceinline__ uint4 fetch_unit(const char *from, bool see)
     return see ? *(const uint4 *)from : make_uint4(0, 0, 0, 0);
 }
 
-/* lse and max_logits of a row, or its partial values. Returns the factor that makes the sum of
- * weighted keys the output; to: where the row's output begins, -1 for nowhere. store: this thread writes. */
+/* lse and max_logits of a row, or its partial values, by the thread that is to store them. Returns
+ * the factor that makes the sum of weighted keys the output; to: where the row's output begins, -1
+ * for nowhere. */
 __device__ __forceinline__ float finish(const struct mla_mqa_args &a, const struct work &w, int row,
                                         float top, float sum, bool store, int64_t *to)
 {

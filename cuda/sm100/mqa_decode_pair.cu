@@ -1,17 +1,17 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* mqa_decode_pair: absorbed-form attention for 65 to 128 query rows on tcgen05 (sm_100f), by a pair
- * of CTAs: out = softmax(scale · q · K^T) · K[:, :512]. The same problems as mqa_decode.cu; requests
- * of more rows take several pairs.
+ * of CTAs: out = softmax(scale · q · K^T) · K[:, :512]. The same problems as mqa_decode.cu;
+ * requests of more rows take several pairs.
  *
  * A pair has 128 rows, 64 a CTA, and walks 128 keys a step. Each CTA brings what its half of the
  * tensor cores' B operands is: for the scores 64 of the keys, all 576 columns; for the output all
  * 128 keys, 256 of the columns. The halves of B cross between the SMs inside the MMA, so that an SM
  * reads half of what two single CTAs would.
- *   S [128 rows x 128 keys]           = Q · K^T      M 128, N 128: lane row % 64 + 64 · half of keys
- *   O [128 rows x 2 x 256 columns]   += P · V        M 128, N 256: lane row % 64 + 64 · half of columns
+ *   S [128 rows x 128 keys]          = Q · K^T   M 128, N 128: lane row % 64 + 64 · half of keys
+ *   O [128 rows x 2 x 256 columns]  += P · V     M 128, N 256: lane row % 64 + 64 · half of columns
  *
  * Roles (16 warps)              registers
- *   0-3   softmax                     104   a thread: one row, half of the keys; later half of the columns
+ *   0-3   softmax                     104   a thread: a row, half of the keys, then of the columns
  *   4-11  loaders                     176   keys that TMA can't bring: see mqa_decode.cuh
  *   12    scores                       56   even CTA: one thread issues S
  *   13    output                       56   even CTA: one thread issues O
@@ -29,17 +29,18 @@
  * half of the lanes multiplies with its own).
  *
  * Barriers (E: of the even CTA; B: one of each)  count   arrive                          wait
- *   full[15]                                  E     16   both CTAs' loaders or TMA       scores
- *   empty[15]                                 B      1   commit of scores                loaders, tma
- *   v_full[2]                                 E     16   both CTAs' loaders or TMA       output
- *   v_empty[2]                                B      1   commit of output                loaders, tma
+ *   full[15]                                  E     16   both CTAs' loaders or TMA     scores
+ *   empty[15]                                 B      1   commit of scores              loaders, tma
+ *   v_full[2]                                 E     16   both CTAs' loaders or TMA     output
+ *   v_empty[2]                                B      1   commit of output              loaders, tma
  *   s_full                                    B      1   commit of scores                softmax
  *   s_free                                    E    256   both softmaxes have loaded S    scores
  *   p_full                                    E    256   P is written, O rescaled        output
  *   out_done                                  B      1   commit of output                softmax
  *   handed                                    B      2   tma, after their last step      loaders
  *
- * Cycles a step of 128 keys at 1.85 GHz; HBM gives a pair 58.4 bytes a clock, shared memory an SM 128.
+ * Cycles a step of 128 keys at 1.85 GHz; HBM gives a pair 58.4 bytes a clock, an SM's shared memory
+ * 128.
  *                                  HBM: bf16  fp8_ds_mla  model1   v41  nvfp4
  *                                       2525        1438    1279  1157    771
  *   tensor core: S 36 x 32, O 16 x 64                   2176
@@ -48,9 +49,9 @@
  *     O reads V and P                             512 + 256
  *     P written                                         128
  *     sum                                              2752
- *     packed: raw through L1                          + 464 of fp8_ds_mla (64 whole keys, 64 halves)
+ *     packed: raw through L1                  + 464 of fp8_ds_mla (64 whole keys, 64 halves)
  *   ex2: 64 rows x 128 keys / 16                        512
- * bf16: HBM (2525) and shared memory (2752) nearly even: at most 92 % of the roofline, which is HBM's.
+ * bf16: HBM (2525) and shared memory (2752) are nearly even: at most 92 % of the roofline, HBM's.
  * fp8_ds_mla: the roofline is the tensor core's 2176; shared memory's 3216 leaves 68 % of it.
  * Keeping all of Q in shared memory would cost 384 clocks more: hence its six bands in TMEM.
  *
@@ -661,7 +662,7 @@ __global__ void __launch_bounds__(THREADS, 1)
             MLA_ROLE("tma of values");
             value_tma_role(g, w, smem, rank, s.first, whole);
         }
-        /* The stages of its last step were free once: parities mean to loaders what they say. */
+        /* The stages of its last step were free once: loaders can tell phases by parity. */
         if (warp >= KEY_TMA_WARP && threadIdx.x % 32 == 0)
             mbarrier_arrive(bar_of(smem, HANDED));
         __syncwarp();
