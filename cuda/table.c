@@ -7,6 +7,8 @@ static const struct mla_kernel *const kernels[] = {
 #ifdef MLA_WITH_SM100
     &mla_mqa_decode_sm100,
     &mla_mqa_decode_latent_sm100,
+    &mla_sparse_mqa_prefill_sm100,
+    &mla_sparse_mqa_latent_sm100,
 #endif
     &mla_mqa_any,
     &mla_mqa_latent_any,

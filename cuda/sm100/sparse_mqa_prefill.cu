@@ -1,0 +1,963 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Attention over latents with top-k lists on tcgen05 (sm_100, sm_103): 576/512 and 512/512, bf16 or
+ * f16 in a flat or paged cache, any list length, entries below 0 or past the end ignored, topk_lens,
+ * causal ends, sinks, lse, max_logits, key splits; fp32 accumulation.
+ *
+ * A unit is one query token and a tile of its heads (and a split of its list). Keys come by gather4
+ * of TMA, 64 or 128 a block; a key that the token doesn't see has a coordinate outside the map, is
+ * zeros in shared memory and -inf in the softmax. Blocks without a visible key are left out.
+ *
+ *   heads       tile                      keys   K and V
+ *   65 … 128    pair of CTAs, 64 rows     128    a CTA gathers its 64 keys for scores (B is shared by
+ *               each (cta_group::2)              the pair), and 256 of the 512 columns of all 128 as V
+ *   33 … 64     one CTA, 64 rows (.ws)    64     gathered once: K's tiles read the other way are V
+ *   1 … 32      one CTA, 32 rows (.ws)    64     likewise; 4 banks of lanes share the columns
+ * More heads take several tiles: pairs where their number of 64s is even, else single CTAs.
+ *
+ * Roles (384 threads, one block an SM, units dealt out in turn; 208 registers a thread of softmax, 112
+ * of the others)
+ *   warps 0-3  softmax  a thread has a row's bank: scores from TMEM, maximum over the banks through
+ *                       shared memory, P to shared memory, rescaling of O, output
+ *   warps 4-7  gather   one lane each: a quarter of every stage; warp 4 loads Q as well
+ *   warp 8     mma      one lane of the (even) CTA issues: scores of a block, then P · V of the one
+ *                       before it, whose softmax has had that long
+ *   warp 9     index    lists to coordinates and validity bits, four blocks ahead
+ *   warps 10, 11  -     they make the third warpgroup whole
+ *
+ * Shared memory, bytes     pair            64 rows         32 rows
+ *   stages of 32 KB        5  163840       5  163840       6  196608    64 keys x 256 columns
+ *   rope, 2 tiles of 8 KB      16384           16384           16384
+ *   bands of Q             3   24576       2   16384       0            that TMEM has no room for
+ *   P, output chunks           16384           16384           16384
+ *   coordinates, maxima, barriers  3.4 KB       2.4 KB          2.4 KB
+ *
+ * TMEM, columns            pair            64 rows         32 rows
+ *   O                      0-255           0-255           0-127        512 columns over the banks
+ *   S                      256-319         256-287         128-143
+ *   Q                      320-511         288-511         144-431      6, 7, 9 bands of 64 columns
+ *
+ * Barriers             arrivals            from -> to
+ *   full[stage]        1 + bytes           gather -> mma      both CTAs' bytes on the even one
+ *   free[stage]        commit              mma -> gather      (multicast to the pair)
+ *   rope_full, _free   likewise
+ *   entry_full[4]      1                   index -> all       coordinates and bits of a block
+ *   entry_free[4]      4 + 4 (+ 1)         gather, softmax, mma -> index
+ *   q_full, q_free     1 + bytes, commit   gather -> mma -> gather   Q's bands in shared memory
+ *   s_full             commit              mma -> softmax     scores are made
+ *   s_free             4 or 8              softmax -> mma     scores are in registers
+ *   p_full             4 or 8              softmax -> mma     P is stored, O rescaled or read
+ *   o_full             commit              mma -> softmax     P · V has been added
+ * Lanes of a warp wait and go on together (warp_wait).
+ *
+ * Clocks of a block, by unit of the SM
+ *                       pair (128 keys)     64 rows (64 keys)   32 rows (64 keys)
+ *   tensor core         2176                1088                544
+ *   shared memory       (197 + 139) KB 2626 (139 + 72) KB 1650  (106 + 72) KB 1390
+ *   2^x                 512                 256                 128
+ *   L2 to SM            139 KB: 64 B/clk    72 KB: 68 B/clk     72 KB: 135 B/clk
+ * So the tensor core can't be the bound: shared memory allows 83 %, 66 % and 39 % of it, and L2 would
+ * have to deliver 17 TB/s over 148 SMs at 1.85 GHz for the pair to get there; 64 % (published of
+ * another kernel of this shape) needs 11. For 32 rows and fewer the gather is the floor, as it must
+ * be: nothing is padded.
+ *
+ * P is rounded to the input type unnormalised; row sums add unrounded fp32 values. A unit is computed
+ * by one block or pair in one order: same inputs, same bits. */
+#include "sparse_mqa_prefill.cuh"
+
+template <class S> __device__ __forceinline__ u32 bar_of(u32 smem, u32 index)
+{
+    return smem + S::bars_at + 8 * index;
+}
+
+/* ------------------------------------------------------------------- units */
+
+/* Unit id of the launch. The table counts tiles of M rows; a pair computes two. All lanes call. */
+template <class S>
+__device__ __forceinline__ void find_unit(const struct mla_sparse_args &g, int id, u32 rank,
+                                          struct unit *u)
+{
+    const struct mla_mqa_args &a = g.a;
+    int found = 0;
+    for (int i = threadIdx.x % 32; i < a.num_requests; i += 32) {
+        int next = i + 1 < a.num_requests ? a.requests[i + 1].first_block / S::G : g.units;
+        if (id >= a.requests[i].first_block / S::G && id < next)
+            found = i;
+    }
+    found = __reduce_max_sync(0xFFFFFFFFu, found);
+    u->r = a.requests[found];
+    int local = id - u->r.first_block / S::G, tiles = (a.heads + S::rows - 1) / S::rows;
+    u->split = local % u->r.splits;
+    int t = local / u->r.splits;
+    u->token = t / tiles;
+    u->head0 = t % tiles * S::rows + (int)rank * S::M;
+}
+
+__device__ __forceinline__ int first_unit(int group)
+{
+    return blockIdx.x / group;
+}
+
+__device__ __forceinline__ int unit_step(int group)
+{
+    return gridDim.x / group;
+}
+
+/* Waits with all lanes, and goes on with all: a lane that stayed behind while its warp's leader
+ * releases what was waited for could miss a phase, and then waits for ever. */
+#define warp_wait(bar, parity) (mbarrier_wait(bar, parity), __syncwarp())
+
+/* ----------------------------------------------------------------- entries */
+
+/* Blocks of keys and ends of units, in order, from the index warp to all others of the CTA. */
+template <class S> struct entries : ring<ENTRIES> {
+    u32 smem;
+
+    __device__ __forceinline__ entries(u32 smem_) : smem(smem_)
+    {
+    }
+    __device__ __forceinline__ u32 at() const
+    {
+        return smem + S::entries_at + stage * S::entry_bytes;
+    }
+    /* Waits for the entry; is it a block? */
+    __device__ __forceinline__ bool is_block() const
+    {
+        mbarrier_wait(bar_of<S>(smem, S::entry_full + stage), phase);
+        bool block = ld_shared<u32>(at() + S::entry_kind) != 0;
+        __syncwarp(); /* all lanes have read it before one releases it */
+        return block;
+    }
+    __device__ __forceinline__ bool next_is_block() const
+    {
+        entries<S> peek = *this;
+        peek.next();
+        return peek.is_block();
+    }
+};
+
+/* By one lane of each warp that reads entries, once it has. */
+template <class S> __device__ __forceinline__ void release_entry(u32 smem, u32 stage)
+{
+    mbarrier_arrive(bar_of<S>(smem, S::entry_free + stage));
+}
+
+/* Row of the maps latent and rope that holds key pos, -1 where the token doesn't see it. */
+__device__ __forceinline__ int locate(const struct mla_sparse_args &g, const struct unit &u,
+                                      const int32_t *pages, int end, int pos)
+{
+    const struct mla_mqa_cache &c = g.a.cache;
+    if (pos < 0 || pos >= end)
+        return -1;
+    if (!pages)
+        return u.r.kv_start + pos;
+    int column = page_column(&c, pos);
+    int page = column < c.max_pages ? pages[column] : -1;
+    if (page < 0 || page >= c.num_pages)
+        return -1;
+    return page * g.rows_per_page + pos - column * c.page_size;
+}
+
+template <class S>
+__device__ __forceinline__ void publish(entries<S> *e, bool block, const int row[S::keys / 32],
+                                        const u32 mask[S::keys / 32])
+{
+    int lane = threadIdx.x % 32;
+    mbarrier_wait(bar_of<S>(e->smem, S::entry_free + e->stage), e->phase ^ 1);
+    if (block) {
+#pragma unroll
+        for (int q = 0; q < S::keys / 32; q++) {
+            /* Rows before the map's first are zeros; TMA dislikes many equal ones. */
+            int key = 32 * q + lane;
+            st_shared(e->at() + 4 * key, row[q] >= 0 ? row[q] : -1 - key);
+            if (lane == 0)
+                st_shared(e->at() + S::entry_mask + 4 * q, mask[q]);
+        }
+    }
+    if (lane == 0)
+        st_shared(e->at() + S::entry_kind, (u32)block);
+    __syncwarp();
+    if (lane == 0)
+        mbarrier_arrive(bar_of<S>(e->smem, S::entry_full + e->stage));
+    e->next();
+}
+
+/* Lists to rows of the cache and validity. Blocks without a visible key are left out. */
+template <class S>
+__device__ __forceinline__ void index_role(const struct mla_sparse_args &g, u32 smem, u32 rank)
+{
+    MLA_ROLE("index");
+    const struct mla_mqa_args &a = g.a;
+    const int words = S::keys / 32;
+    int lane = threadIdx.x % 32;
+    int row[words];
+    u32 mask[words];
+    entries<S> e(smem);
+    for (int id = first_unit(S::G); id < g.units; id += unit_step(S::G)) {
+        struct unit u;
+        find_unit<S>(g, id, rank, &u);
+        int seq_len = u.r.seq_len_kv;
+        if (a.seq_lens_kv)
+            seq_len = max(0, min(seq_len, a.seq_lens_kv[u.r.index]));
+        int end = a.causal ? min(seq_len, seq_len - u.r.query_len + u.token + 1) : seq_len;
+        int64_t token = u.r.q_start + u.token;
+        const int32_t *list = a.indices + token * a.indices_stride;
+        int count = a.topk_lens ? max(0, min(a.topk, a.topk_lens[token])) : a.topk;
+        const int32_t *pages = NULL;
+        if (a.cache.page_size > 0)
+            pages = a.cache.page_table + u.r.index * a.cache.page_table_stride;
+        int steps = (count + S::keys - 1) / S::keys;
+        int share = (steps + u.r.splits - 1) / u.r.splits;
+        int step = min(steps, u.split * share), last = min(steps, step + share);
+        for (; step < last; step++) {
+            u32 any = 0;
+#pragma unroll
+            for (int q = 0; q < words; q++) {
+                int j = step * S::keys + 32 * q + lane;
+                row[q] = locate(g, u, pages, end, j < count ? list[j] : -1);
+            }
+#pragma unroll
+            for (int q = 0; q < words; q++) {
+                mask[q] = __ballot_sync(0xFFFFFFFFu, row[q] >= 0);
+                any |= mask[q];
+            }
+            if (any)
+                publish<S>(&e, true, row, mask);
+        }
+        publish<S>(&e, false, row, mask);
+    }
+    publish<S>(&e, false, row, mask); /* for those who look one entry ahead */
+}
+
+/* ------------------------------------------------------------------ gather */
+
+/* This warp's quarter of a stage: 16 keys from first_key of the entry on, 256 columns. */
+template <class S>
+__device__ __forceinline__ void gather_stage(const struct mla_sparse_args &g, u32 to, u32 bar,
+                                             u32 entry, int first_key, int column, int warp)
+{
+#pragma unroll
+    for (int i = 0; i < GROUPS / GATHER_WARPS; i++) {
+        int group = warp * (GROUPS / GATHER_WARPS) + i;
+        int4 r = ld_shared<int4>(entry + 4 * (first_key + 4 * group));
+#pragma unroll
+        for (int t = 0; t < STAGE_TILES; t++) {
+            u32 dst = to + t * TILE_BYTES + group * 512;
+            int c = column + t * BAND;
+            if (S::G == 2)
+                tma_gather4_pair(dst, &g.latent, bar, c, r.x, r.y, r.z, r.w, L2_EVICT_LAST);
+            else
+                tma_gather4(dst, &g.latent, bar, c, r.x, r.y, r.z, r.w, L2_EVICT_LAST);
+        }
+    }
+}
+
+/* Bands [first, first + count) of Q, 64 columns each, one behind another. */
+template <class S>
+__device__ __forceinline__ void load_q(const struct mla_sparse_args &g, const struct unit &u,
+                                       u32 to, u32 bar, int first, int count)
+{
+    int token = u.r.q_start + u.token;
+    for (int b = 0; b < count; b++) {
+        u32 dst = to + b * S::q_band;
+        if (S::G == 2)
+            tma_load_3d_pair(dst, &g.q, bar, (first + b) * BAND, u.head0, token, L2_EVICT_FIRST);
+        else
+            tma_load_3d(dst, &g.q, bar, (first + b) * BAND, u.head0, token, L2_EVICT_FIRST);
+    }
+}
+
+/* Four warps, one lane each at work: Q of a unit (warp 0 alone), K of its blocks, and for a pair V,
+ * all in the order in which the MMA warp takes them. */
+template <class S>
+__device__ __forceinline__ void gather_role(const struct mla_sparse_args &g, u32 smem, u32 rank,
+                                            int warp)
+{
+    MLA_ROLE("gather");
+    bool leader = elect_one(), expects = leader && warp == 0 && rank == 0;
+    /* Both CTAs of a pair count on the even one's barriers. */
+    const u32 bars = S::G == 2 ? tma_even_barrier(bar_of<S>(smem, 0)) : bar_of<S>(smem, 0);
+    const u32 lost = MLA_MUTANT == 9 ? 512 : 0;
+    ring<S::stages> st;
+    ring<S::ropes ? S::ropes : 1> rope;
+    u32 q_phase = 0;
+    int pending = -1; /* stage of the entry whose V is still to come (pairs) */
+    entries<S> e(smem);
+
+    auto take_stage = [&](u32 bytes) {
+        warp_wait(bar_of<S>(smem, S::free + st.stage), st.phase ^ 1);
+        if (expects)
+            mbarrier_arrive_expect_tx(bar_of<S>(smem, S::full + st.stage), S::G * bytes - lost);
+    };
+    auto load_v = [&](u32 entry) {
+        for (int h = 0; h < 2; h++) {
+            take_stage(STAGE_BYTES);
+            if (leader)
+                gather_stage<S>(g, smem + st.stage * STAGE_BYTES, bars + 8 * (S::full + st.stage),
+                                smem + S::entries_at + entry * S::entry_bytes, CTA_KEYS * h,
+                                MLA_MUTANT == 17 ? 0 : 256 * (int)rank, warp);
+            st.next();
+        }
+        if (leader)
+            release_entry<S>(smem, entry);
+    };
+
+    for (int id = first_unit(S::G); id < g.units; id += unit_step(S::G)) {
+        struct unit u;
+        find_unit<S>(g, id, rank, &u);
+        bool begun = false;
+        for (;; e.next()) {
+            if (!e.is_block()) {
+                if (S::G == 2 && pending >= 0 && !e.next_is_block()) {
+                    load_v((u32)pending);
+                    pending = -1;
+                }
+                if (leader)
+                    release_entry<S>(smem, e.stage);
+                e.next();
+                break;
+            }
+            for (int i = 0; !begun && i < S::q_stages; i++) {
+                int first = i * S::q_stage_bands, count = min(S::q_tmem - first, S::q_stage_bands);
+                if (warp == 0) {
+                    take_stage((u32)(count * S::q_band));
+                    if (leader)
+                        load_q<S>(g, u, smem + st.stage * STAGE_BYTES,
+                                  bars + 8 * (S::full + st.stage), first, count);
+                }
+                st.next();
+            }
+            for (int h = 0; h < 2; h++) {
+                take_stage(STAGE_BYTES);
+                if (leader)
+                    gather_stage<S>(g, smem + st.stage * STAGE_BYTES,
+                                    bars + 8 * (S::full + st.stage), e.at(),
+                                    S::G == 2 ? CTA_KEYS * (int)rank : 0, 256 * h, warp);
+                st.next();
+            }
+            if (S::ROPE) {
+                warp_wait(bar_of<S>(smem, S::rope_free + rope.stage), rope.phase ^ 1);
+                if (expects)
+                    mbarrier_arrive_expect_tx(bar_of<S>(smem, S::rope_full + rope.stage),
+                                              S::G * TILE_BYTES);
+                for (int i = 0; leader && i < GROUPS / GATHER_WARPS; i++) {
+                    int group = warp * (GROUPS / GATHER_WARPS) + i;
+                    int first = (S::G == 2 ? CTA_KEYS * (int)rank : 0) + 4 * group;
+                    int4 r = ld_shared<int4>(e.at() + 4 * first);
+                    u32 dst = smem + S::rope_at + rope.stage * TILE_BYTES + group * 512;
+                    u32 bar = bars + 8 * (S::rope_full + rope.stage);
+                    if (S::G == 2)
+                        tma_gather4_pair(dst, &g.rope, bar, 0, r.x, r.y, r.z, r.w, L2_EVICT_LAST);
+                    else
+                        tma_gather4(dst, &g.rope, bar, 0, r.x, r.y, r.z, r.w, L2_EVICT_LAST);
+                }
+                rope.next();
+            }
+            if (S::q_smem && !begun && warp == 0) {
+                warp_wait(bar_of<S>(smem, S::q_free), q_phase ^ 1);
+                q_phase ^= 1;
+                if (expects)
+                    mbarrier_arrive_expect_tx(bar_of<S>(smem, S::q_full),
+                                              S::G * S::q_smem * S::q_band);
+                if (leader)
+                    load_q<S>(g, u, smem + S::q_smem_at, bars + 8 * S::q_full, S::q_tmem,
+                              S::q_smem);
+            }
+            begun = true;
+            if (S::G == 2) {
+                if (pending >= 0)
+                    load_v((u32)pending);
+                pending = (int)e.stage;
+            } else if (leader) {
+                release_entry<S>(smem, e.stage);
+            }
+        }
+    }
+}
+
+/* --------------------------------------------------------------------- MMA */
+
+template <class S> __device__ __forceinline__ void commit(u32 bar)
+{
+    if (S::G == 2)
+        tcgen05_commit_multicast<S::G>(bar, 3);
+    else
+        tcgen05_commit<S::G>(bar);
+}
+
+template <class S>
+__device__ __forceinline__ void mma_ss(u32 d, u64 a, u64 b, u32 idesc, bool accumulate)
+{
+    if constexpr (S::G == 2)
+        tcgen05_mma_ss<2, KIND_F16>(d, a, b, idesc, accumulate);
+    else
+        tcgen05_mma_ws_ss<KIND_F16>(d, a, b, idesc, accumulate);
+}
+
+template <class S>
+__device__ __forceinline__ void mma_ts(u32 d, u32 a, u64 b, u32 idesc, bool accumulate)
+{
+    if constexpr (S::G == 2)
+        tcgen05_mma_ts<2, KIND_F16>(d, a, b, idesc, accumulate);
+    else
+        tcgen05_mma_ws_ts<KIND_F16>(d, a, b, idesc, accumulate);
+}
+
+/* K-major tile of 128-byte rows, 16 columns from column 16 k on. */
+__device__ __forceinline__ u64 k_major(u32 tile, int k)
+{
+    return umma_desc(tile + 32 * k, 16, 1024, 128);
+}
+
+/* A tile's rows read as k: 16 keys from 16 k on, and on to the next tiles for more columns. */
+__device__ __forceinline__ u64 mn_major(u32 tile, int k)
+{
+    return umma_desc(tile + 2048 * k, MLA_MUTANT == 4 ? TILE_BYTES / 2 : TILE_BYTES, 1024, 128);
+}
+
+template <class S, class T> struct mma_state {
+    static const operand_type type = operand_type_of<T>::value;
+    static const u32 idesc_s = umma_idesc(S::rows, S::keys, type, type, OPERAND_F32, false, false);
+    static const u32 idesc_o = umma_idesc(S::rows, 256, type, type, OPERAND_F32, false, true);
+    u32 smem, tmem;
+    bool leader;
+    ring<S::stages> st;
+    ring<S::ropes ? S::ropes : 1> rope;
+    u32 q_phase, q_full_phase, s_phase, p_phase;
+    u32 held[2]; /* stages that hold the pending block's K, which is its V too (one CTA) */
+
+    __device__ __forceinline__ u32 bar(u32 index) const
+    {
+        return bar_of<S>(smem, index);
+    }
+
+    /* Q of a unit from stages to tensor memory, once the unit before has been scored. A row goes to
+     * the lanes of every bank. */
+    __device__ __forceinline__ void take_q()
+    {
+        warp_wait(bar(S::q_free), q_phase ^ 1);
+        q_phase ^= 1;
+        tcgen05_fence_after();
+#pragma unroll 1
+        for (int i = 0; i < S::q_stages; i++) {
+            int first = i * S::q_stage_bands, count = min(S::q_tmem - first, S::q_stage_bands);
+            warp_wait(bar(S::full + st.stage), st.phase);
+            tcgen05_fence_after();
+            if (leader) {
+#pragma unroll 1
+                for (int b = 0; b < count; b++)
+#pragma unroll
+                    for (int u = 0; u < 8; u++) {
+                        u32 to = tmem + S::q_at + (first + b) * (BAND / 2) + 4 * u;
+                        u64 from = umma_desc(smem + st.stage * STAGE_BYTES + b * S::q_band + 16 * u,
+                                             16, 1024, 128);
+                        if (S::M == 64)
+                            tcgen05_cp_64x128b_02_13<S::G>(to, from);
+                        else
+                            tcgen05_cp_32x128b<S::G>(to, from);
+                    }
+                commit<S>(bar(S::free + st.stage));
+            }
+            st.next();
+        }
+    }
+
+    __device__ __forceinline__ void score_band(int band, u32 tile)
+    {
+#pragma unroll
+        for (int k = 0; k < BAND / 16; k++) {
+            u64 b = MLA_MUTANT == 5 ? umma_desc(tile + 32 * k, 16, 1024, 64) : k_major(tile, k);
+            if (band < S::q_tmem)
+                mma_ts<S>(tmem + S::s_at, tmem + S::q_at + band * (BAND / 2) + 8 * k, b, idesc_s,
+                          band + k > 0);
+            else
+                mma_ss<S>(tmem + S::s_at,
+                          k_major(smem + S::q_smem_at + (band - S::q_tmem) * S::q_band, k), b,
+                          idesc_s, true);
+        }
+    }
+
+    __device__ __forceinline__ void wait_q_smem(int band, bool first)
+    {
+        if (!first || S::q_smem == 0 || band != S::q_tmem)
+            return;
+        warp_wait(bar(S::q_full), q_full_phase);
+        q_full_phase ^= 1;
+    }
+
+    /* S = Q · K^T of the next block. */
+    __device__ __forceinline__ void scores(bool first, u32 now[2])
+    {
+        warp_wait(bar(S::s_free), MLA_MUTANT == 2 ? s_phase : s_phase ^ 1);
+        s_phase ^= 1;
+        tcgen05_fence_after();
+#pragma unroll
+        for (int h = 0; h < 2; h++) {
+            if (MLA_MUTANT != 1 || h == 0)
+                warp_wait(bar(S::full + st.stage), st.phase);
+#pragma unroll
+            for (int t = 0; t < STAGE_TILES; t++) {
+                wait_q_smem(STAGE_TILES * h + t, first);
+                if (leader)
+                    score_band(STAGE_TILES * h + t, smem + st.stage * STAGE_BYTES + t * TILE_BYTES);
+            }
+            now[h] = st.stage;
+            if (leader && (S::G == 2 || MLA_MUTANT == 10))
+                commit<S>(bar(S::free + (st.stage + (MLA_MUTANT == 6)) % S::stages));
+            st.next();
+        }
+        if (leader && MLA_MUTANT == 11)
+            commit<S>(bar(S::s_full));
+        if (S::ROPE) {
+            warp_wait(bar(S::rope_full + rope.stage), rope.phase);
+            wait_q_smem(S::bands - 1, first);
+            if (leader) {
+                score_band(S::bands - 1, smem + S::rope_at + rope.stage * TILE_BYTES);
+                commit<S>(bar(S::rope_free + rope.stage));
+            }
+            rope.next();
+        }
+        if (leader && MLA_MUTANT != 11)
+            commit<S>(bar(S::s_full));
+    }
+
+    /* O += P · V of the pending block; first of its unit: O = P · V. */
+    __device__ __forceinline__ void weighted(bool first)
+    {
+        const int half = 256 / S::banks; /* columns of tensor memory of one product */
+        first = first && MLA_MUTANT != 16;
+        warp_wait(bar(S::p_full), p_phase);
+        p_phase ^= 1;
+        tcgen05_fence_after();
+#pragma unroll
+        for (int h = 0; h < 2; h++) {
+            u32 stage = held[h];
+            if (S::G == 2) { /* h: half of the keys; each CTA holds 128 of 256 columns */
+                stage = st.stage;
+                warp_wait(bar(S::full + stage), st.phase);
+                st.next();
+            }
+            if (leader) {
+                u32 from = smem + stage * STAGE_BYTES, p = smem + S::p_at;
+#pragma unroll
+                for (int k = 0; k < CTA_KEYS / 16; k++) {
+                    if (S::G == 2) {
+                        for (int j = 0; j < 2; j++)
+                            mma_ss<S>(tmem + S::o_at + half * j, k_major(p + h * S::M * 128, k),
+                                      mn_major(from + 2 * j * TILE_BYTES, k), idesc_o,
+                                      !first || h + k > 0);
+                    } else { /* h: half of the columns */
+                        mma_ss<S>(tmem + S::o_at + half * h, k_major(p, k), mn_major(from, k),
+                                  idesc_o, !first || k > 0);
+                    }
+                }
+                if (S::G == 2 || MLA_MUTANT != 10)
+                    commit<S>(bar(S::free + stage));
+            }
+        }
+        if (leader)
+            commit<S>(bar(S::o_full));
+    }
+};
+
+/* One thread issues for the whole tile: the scores of a block, then P · V of the one before, whose
+ * softmax has had that long. */
+template <class S, class T>
+__device__ __forceinline__ void mma_role(const struct mla_sparse_args &g, u32 smem, u32 tmem)
+{
+    MLA_ROLE("mma");
+    struct mma_state<S, T> m = {
+        smem, tmem, elect_one(), {}, {}, 0, 0, 0, 0,
+        {
+            0, 0
+        }
+    };
+    entries<S> e(smem);
+    bool pending = false, pending_first = false;
+    for (int id = first_unit(S::G); id < g.units; id += unit_step(S::G)) {
+        bool first = true;
+        while (e.is_block()) {
+            u32 now[2];
+            if (first)
+                m.take_q();
+            m.scores(first, now);
+            bool more = e.next_is_block();
+            if (m.leader) {
+                if (!more) /* scores of the unit are done: Q may be replaced */
+                    commit<S>(m.bar(S::q_free));
+                release_entry<S>(smem, e.stage);
+            }
+            e.next();
+            if (pending)
+                m.weighted(pending_first);
+            pending = true;
+            pending_first = first;
+            first = false;
+            m.held[0] = now[0];
+            m.held[1] = now[1];
+        }
+        /* A pair keeps the last block for behind the next unit's first scores. One CTA can't: its
+         * stages still hold that block. */
+        if (pending && (S::G == 1 || !e.next_is_block())) {
+            m.weighted(pending_first);
+            pending = false;
+        }
+        if (m.leader)
+            release_entry<S>(smem, e.stage);
+        e.next();
+    }
+    /* The other CTA's last arrivals have come before this one goes. */
+    warp_wait(m.bar(S::s_free), m.s_phase ^ 1);
+}
+
+/* ----------------------------------------------------------------- softmax */
+
+__device__ __forceinline__ void softmax_sync()
+{
+    bar_sync(1, SOFTMAX_WARPS * 32);
+}
+
+/* One arrival a warp on a barrier of the CTA whose MMA warp works; all lanes call. */
+template <class S> __device__ __forceinline__ void arrive_at_mma(u32 bar)
+{
+    __syncwarp();
+    if (threadIdx.x % 32 != 0)
+        return;
+    if (S::G == 2)
+        mbarrier_arrive_cluster(mapa(bar, 0));
+    else
+        mbarrier_arrive(bar);
+}
+
+/* What a row's banks hold, to all of them: x of every bank. */
+template <class S>
+__device__ __forceinline__ void exchange(u32 smem, int buffer, int row, int bank, float x,
+                                         float all[S::banks])
+{
+    u32 at = smem + S::rows_at + buffer * 512;
+    st_shared(at + 4 * (bank * S::M + row), x);
+    softmax_sync();
+#pragma unroll
+    for (int b = 0; b < S::banks; b++)
+        all[b] = MLA_MUTANT == 15 ? x : ld_shared<float>(at + 4 * (b * S::M + row));
+}
+
+/* O *= factor, a lane its own. */
+template <class S> __device__ __forceinline__ void rescale(u32 o, float factor)
+{
+#pragma unroll 1
+    for (int c = 0; c < S::o_columns; c += 32) {
+        u32 r[32];
+        tcgen05_ld_32x32b(r, o + c);
+        tcgen05_wait_ld(r);
+#pragma unroll
+        for (int i = 0; i < 32; i++)
+            r[i] = __float_as_uint(__uint_as_float(r[i]) * factor);
+        tcgen05_st_32x32b(o + c, r);
+    }
+    tcgen05_wait_st();
+}
+
+/* Rows through shared memory, 64 columns of every bank at a time. */
+template <class S, class T>
+__device__ __forceinline__ void store_by_map(const struct mla_sparse_args &g, const struct unit &u,
+                                             u32 smem, u32 o, float factor, bool empty)
+{
+    int row = threadIdx.x % S::M, bank = threadIdx.x / S::M;
+    u32 at = smem + S::p_at + threadIdx.x * 128;
+#pragma unroll 1
+    for (int chunk = 0; chunk < S::o_columns / 64; chunk++) {
+        if (threadIdx.x == 0)
+            tma_store_wait_read<0>();
+        softmax_sync();
+#pragma unroll 1
+        for (int part = 0; part < 2; part++) {
+            u32 r[32];
+            if (!empty) {
+                tcgen05_ld_32x32b(r, o + 64 * chunk + 32 * part);
+                tcgen05_wait_ld(r);
+            }
+#pragma unroll
+            for (int i = 0; i < 4; i++) {
+                u32 w[4];
+#pragma unroll
+                for (int j = 0; j < 4; j++) {
+                    int k = 8 * i + 2 * j;
+                    w[j] = empty ? 0
+                                 : T::pack(__uint_as_float(r[k]) * factor,
+                                           __uint_as_float(r[k + 1]) * factor);
+                }
+                st_shared(at + (((4 * part + i) ^ (row & 7)) << 4),
+                          make_uint4(w[0], w[1], w[2], w[3]));
+            }
+        }
+        fence_proxy_async();
+        softmax_sync();
+        if (threadIdx.x == 0) {
+            for (int b = 0; b < S::banks; b++)
+                tma_store_3d(&g.out, smem + S::p_at + b * S::q_band, S::out_column(chunk, b),
+                             u.head0, u.r.q_start + u.token);
+            tma_store_commit();
+        }
+    }
+    (void)bank;
+    if (threadIdx.x == 0)
+        tma_store_wait_read<0>(); /* P comes next; the others wait for this thread before it */
+}
+
+/* Rows straight to memory: partial results, and outputs that no map describes. */
+template <class S>
+__device__ __forceinline__ void store_direct(const struct mla_sparse_args &g, const struct unit &u,
+                                             u32 o, float factor, bool empty)
+{
+    const struct mla_mqa_args &a = g.a;
+    int row = threadIdx.x % S::M, bank = threadIdx.x / S::M, head = u.head0 + row;
+    bool split = u.r.splits > 1;
+    int64_t to = (int64_t)(u.r.q_start + u.token) * a.out_stride[0] + head * a.out_stride[1];
+    if (split)
+        to =
+            (u.r.part_row + ((int64_t)u.split * u.r.query_len + u.token) * a.heads + head) * LATENT;
+#pragma unroll 1
+    for (int c = 0; c < S::o_columns; c += 32) {
+        u32 r[32];
+        if (!empty) {
+            tcgen05_ld_32x32b(r, o + c);
+            tcgen05_wait_ld(r);
+        }
+        if (head >= a.heads)
+            continue;
+        int64_t at = to + S::out_column(c / 64, bank) + c % 64;
+#pragma unroll
+        for (int i = 0; i < 32; i += 2) {
+            float x = empty ? 0 : __uint_as_float(r[i]) * factor;
+            float y = empty ? 0 : __uint_as_float(r[i + 1]) * factor;
+            if (split)
+                *(float2 *)(a.part_out + at + i) = make_float2(x, y);
+            else
+                store_pair(a.out_dtype, a.out, at + i, x, y);
+        }
+    }
+}
+
+/* End of a unit: the row's sums to lse and max_logits, O to its place. */
+template <class S, class T>
+__device__ __forceinline__ void finish(const struct mla_sparse_args &g, const struct unit &u,
+                                       u32 smem, u32 o, float max_log2, float sum, bool empty)
+{
+    const struct mla_mqa_args &a = g.a;
+    int row = threadIdx.x % S::M, bank = threadIdx.x / S::M, head = u.head0 + row;
+    bool real = head<a.heads, split = u.r.splits> 1;
+    float lse_log2, sink = a.sink && real && !split ? a.sink[head] : 0;
+    float factor = finish_row(max_log2, sum, a.sink != NULL && !split, sink, &lse_log2);
+    if (bank == 0 && real) {
+        int64_t token = u.r.q_start + u.token;
+        if (split) {
+            int64_t part =
+                u.r.part_row + ((int64_t)u.split * u.r.query_len + u.token) * a.heads + head;
+            a.part_lse[part] = lse_log2;
+            a.part_max[part] = max_log2;
+        } else {
+            if (a.lse)
+                a.lse[token * a.lse_stride[0] + head * a.lse_stride[1]] = lse_log2 * a.lse_unit;
+            if (a.max_logits)
+                a.max_logits[token * a.max_stride[0] + head * a.max_stride[1]] =
+                    max_log2 * 0.693147181f;
+        }
+    }
+    if (g.out_by_map && !split)
+        store_by_map<S, T>(g, u, smem, o, factor, empty);
+    else
+        store_direct<S>(g, u, o, factor, empty);
+}
+
+/* Thread t holds row t % M; bank t / M of its scores and of its output. */
+template <class S, class T>
+__device__ __forceinline__ void softmax_role(const struct mla_sparse_args &g, u32 smem, u32 tmem,
+                                             u32 rank)
+{
+    MLA_ROLE("softmax");
+    const int count = S::s_columns;
+    int row = threadIdx.x % S::M, bank = threadIdx.x / S::M;
+    u32 lanes = tmem + (threadIdx.x / 32 * 32 << 16), o = lanes + S::o_at;
+    u32 p_row = smem + S::p_at + bank * count / 64 * S::q_band + row * 128 + ((row & 7) << 4);
+    u32 s_phase = 0, o_phase = 0;
+    int buffer = 0;
+    entries<S> e(smem);
+    for (int id = first_unit(S::G); id < g.units; id += unit_step(S::G)) {
+        float max_log2 = -INFINITY, sum = 0;
+        bool first = true;
+        for (; e.is_block(); e.next()) {
+            u32 bits[(count + 31) / 32];
+#pragma unroll
+            for (int w = 0; w < (count + 31) / 32; w++) {
+                int key = bank * count + 32 * w;
+                bits[w] = ld_shared<u32>(e.at() + S::entry_mask + key / 32 * 4) >> key % 32;
+            }
+            __syncwarp();
+            if (threadIdx.x % 32 == 0)
+                release_entry<S>(smem, e.stage);
+
+            u32 r[count];
+            mbarrier_wait(bar_of<S>(smem, S::s_full), s_phase);
+            s_phase ^= 1;
+            if (MLA_MUTANT != 13)
+                tcgen05_fence_after();
+            tcgen05_ld_32x32b(r, (MLA_MUTANT == 7 ? lanes ^ 32u << 16 : lanes) + S::s_at);
+            if (MLA_MUTANT != 12)
+                tcgen05_wait_ld(r);
+            tcgen05_fence_before();
+            arrive_at_mma<S>(bar_of<S>(smem, S::s_free));
+
+            float x[count], top = -INFINITY;
+#pragma unroll
+            for (int i = 0; i < count; i++) {
+                bool see = bits[i / 32] >> i % 32 & 1 || MLA_MUTANT == 14;
+                x[i] = see ? __uint_as_float(r[i]) * g.a.scale_log2 : -INFINITY;
+                top = fmaxf(top, x[i]);
+            }
+            float all[S::banks], before = max_log2;
+            exchange<S>(smem, buffer, row, bank, top, all);
+            buffer ^= 1;
+#pragma unroll
+            for (int b = 0; b < S::banks; b++)
+                max_log2 = fmaxf(max_log2, all[b]);
+            /* No finite score yet: any finite reference gives weights 0. */
+            float reference = max_log2 == -INFINITY ? 0 : max_log2;
+            float factor = max_log2 == before ? 1 : ex2_approx_ftz(before - reference);
+            sum *= factor;
+            u32 p[count / 2];
+#pragma unroll
+            for (int i = 0; i < count; i += 2) {
+                float p0 = ex2_approx_ftz(x[i] - reference);
+                float p1 = ex2_approx_ftz(x[i + 1] - reference);
+                sum += p0 + p1;
+                p[i / 2] = T::pack(p0, p1);
+            }
+
+            if (!first) {
+                /* The block before is added: O may be rescaled, P overwritten. */
+                mbarrier_wait(bar_of<S>(smem, S::o_full), o_phase);
+                o_phase ^= 1;
+                tcgen05_fence_after();
+                if (__any_sync(0xFFFFFFFFu, factor != 1) && MLA_MUTANT != 8)
+                    rescale<S>(o, factor);
+            }
+#pragma unroll
+            for (int i = 0; i < count / 8; i++) {
+                int key = bank * count % 64 + 8 * i; /* in the tile; XOR is the swizzle */
+                st_shared(p_row ^ key / 8 << 4,
+                          make_uint4(p[4 * i], p[4 * i + 1], p[4 * i + 2], p[4 * i + 3]));
+            }
+            if (MLA_MUTANT != 3)
+                fence_proxy_async();
+            tcgen05_fence_before();
+            arrive_at_mma<S>(bar_of<S>(smem, S::p_full));
+            first = false;
+        }
+        __syncwarp();
+        if (threadIdx.x % 32 == 0)
+            release_entry<S>(smem, e.stage);
+        e.next();
+
+        float all[S::banks];
+        exchange<S>(smem, buffer, row, bank, sum, all);
+        buffer ^= 1;
+        sum = all[0];
+#pragma unroll
+        for (int b = 1; b < S::banks; b++)
+            sum += all[b];
+        if (!first) {
+            mbarrier_wait(bar_of<S>(smem, S::o_full), o_phase);
+            o_phase ^= 1;
+            tcgen05_fence_after();
+        }
+        struct unit u;
+        find_unit<S>(g, id, rank, &u); /* here, since the loop has no registers to spare */
+        finish<S, T>(g, u, smem, o, max_log2, sum, first);
+        tcgen05_fence_before(); /* O is read: the next unit's first arrival at p_full says so */
+    }
+    if (threadIdx.x == 0)
+        tma_store_wait<0>();
+}
+
+/* ------------------------------------------------------------------ kernel */
+
+template <class S> __device__ __forceinline__ void init_barriers(u32 smem, u32 rank)
+{
+    for (int i = 0; i < S::bars; i++) {
+        u32 count = 1; /* commits, and arrivals that announce bytes */
+        if (i >= S::entry_free && i < S::entry_free + ENTRIES)
+            count = GATHER_WARPS + SOFTMAX_WARPS + (rank == 0); /* one MMA warp a pair */
+        if (i == S::s_free || i == S::p_full)
+            count = S::G * SOFTMAX_WARPS;
+        mbarrier_init(bar_of<S>(smem, i), count);
+    }
+    fence_mbarrier_init();
+}
+
+template <class S, class T>
+__global__ void __launch_bounds__(MLA_SPARSE_THREADS, 1)
+    sparse_mqa_prefill_kernel(const __grid_constant__ struct mla_sparse_args g)
+{
+    u32 smem = dynamic_smem(), rank = S::G == 2 ? cluster_ctarank() : 0;
+    int warp = (int)warp_index();
+    if (threadIdx.x == 0)
+        init_barriers<S>(smem, rank);
+    if (S::G == 2)
+        cluster_sync(); /* both run, both have barriers */
+    else
+        __syncthreads();
+    if (warp == MMA_WARP)
+        tcgen05_alloc<S::G>(smem + S::tmem_at, 512);
+    tcgen05_fence_before();
+    __syncthreads();
+    tcgen05_fence_after();
+    u32 tmem = ld_shared<u32>(smem + S::tmem_at);
+
+    if (warp < SOFTMAX_WARPS) {
+        setmaxnreg_inc<208>();
+        softmax_role<S, T>(g, smem, tmem, rank);
+    } else {
+        setmaxnreg_dec<112>();
+        if (warp < MMA_WARP)
+            gather_role<S>(g, smem, rank, warp - GATHER_WARP);
+        else if (warp == INDEX_WARP)
+            index_role<S>(g, smem, rank);
+        else if (warp == MMA_WARP && rank == 0)
+            mma_role<S, T>(g, smem, tmem);
+    }
+    __syncwarp();
+
+    tcgen05_fence_before();
+    if (S::G == 2)
+        cluster_sync(); /* the pair's MMAs write both CTAs' memory */
+    else
+        __syncthreads();
+    tcgen05_fence_after();
+    if (warp == MMA_WARP) {
+        tcgen05_relinquish<S::G>();
+        tcgen05_dealloc<S::G>(tmem, 512);
+    }
+}
+
+template <class S, class T> static struct mla_mqa_tile entry()
+{
+    struct mla_mqa_tile t = {mla_kernel_address(sparse_mqa_prefill_kernel<S, T>), S::shared_bytes,
+                             MLA_SPARSE_THREADS, S::G};
+    return t;
+}
+
+template <int G, int M> static struct mla_mqa_tile entry_of(int rope_dim, bool is_bf16)
+{
+    typedef geometry<G, M, 64> with;
+    typedef geometry<G, M, 0> without;
+    if (rope_dim)
+        return is_bf16 ? entry<with, bf16>() : entry<with, f16>();
+    return is_bf16 ? entry<without, bf16>() : entry<without, f16>();
+}
+
+extern "C" struct mla_mqa_tile mla_sparse_tile(int tile, int rope_dim, bool is_bf16)
+{
+    return tile == 0   ? entry_of<1, 32>(rope_dim, is_bf16)
+           : tile == 1 ? entry_of<1, 64>(rope_dim, is_bf16)
+                       : entry_of<2, 64>(rope_dim, is_bf16);
+}
