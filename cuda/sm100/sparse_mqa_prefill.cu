@@ -57,8 +57,8 @@
  *   L2 to SM            139 KB: 64 B/clk    72 KB: 68 B/clk     72 KB: 135 B/clk
  * So the tensor core can't be the bound: shared memory allows 83 %, 66 % and 39 % of it, and L2 would
  * have to deliver 17 TB/s over 148 SMs at 1.85 GHz for the pair to get there; 64 % (published of
- * another kernel of this shape) needs 11. For 32 rows and fewer the gather is the floor, as it must
- * be: nothing is padded.
+ * another kernel of this shape) needs 11. For 32 rows and fewer the gather is the floor: rows that a
+ * tile has above its heads cost tensor core and 2^x, which wait for keys anyway, and no bytes.
  *
  * P is rounded to the input type unnormalised; row sums add unrounded fp32 values. A unit is computed
  * by one block or pair in one order: same inputs, same bits. */
