@@ -380,6 +380,9 @@ static int run_bench(const struct command *command, int argc, char **argv)
     } else {
         exit_status = mla_compute_words(command, &o.compute);
     }
+    if (!exit_status && strcmp(o.compute.backend, "model") == 0)
+        exit_status = mla_usage(command, "--backend: got model, whose times say nothing; want cpu, "
+                                         "cuda or auto");
     if (!exit_status && o.by_route.routes)
         exit_status = mla_route_bench_words(&o.by_route);
     if (!exit_status)
