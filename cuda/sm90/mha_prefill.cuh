@@ -200,7 +200,8 @@ __device__ __forceinline__ void load_q(const struct mla_mha_sm90_args &args, u32
             for (int c = 0; c < S::D_QK / 64; c++) {
                 u32 to = smem + wg * S::q_wg_bytes + c * MHA_WG_ROWS * 128;
                 int row = (int)r.batch + wg * MHA_WG_ROWS;
-                if (c * 64 < args.a.q_split)
+                /* Columns past the last are zeros of whichever map. */
+                if (c * 64 < args.a.q_split || args.a.q_split == args.a.d_qk)
                     tma_load_3d(to, &args.q, full, c * 64, row, r.head);
                 else
                     tma_load_3d(to, &args.q_rope, full, c * 64 - args.a.q_split, row, r.head);
@@ -269,9 +270,8 @@ __device__ __forceinline__ void load_v(const struct mla_mha_sm90_args &args, u32
         return;
     mbarrier_wait(raw, *raw_phases >> stage & 1);
     *raw_phases ^= 1u << stage;
+    scrub<S>(to, seen);
     if (MLA_MUTANT != 1)
-        scrub<S>(to, seen);
-    if (MLA_MUTANT != 2)
         fence_proxy_async();
     __syncwarp();
     if (elect_one())
@@ -580,7 +580,7 @@ __device__ __forceinline__ bool weigh(const struct mla_mha_args &a, const struct
     /* Where the warpgroup's first row sees all keys, so do the others. */
     if (a.mask || tile.partial ||
         tile.key0 + S::KEYS > min(w.keys, a.causal ? w.limit + wg_row : w.keys)) {
-        int left0 = min(w.keys, a.causal ? w.limit + row : w.keys) - tile.key0;
+        int left0 = min(w.keys, a.causal ? w.limit + row + (MLA_MUTANT == 4) : w.keys) - tile.key0;
         int left1 = min(w.keys, a.causal ? w.limit + row + 8 : w.keys) - tile.key0;
         hide<S>(s, bits, a.mask != NULL, tile.seen, left0, left1);
     }
@@ -639,15 +639,14 @@ __device__ __forceinline__ void attend_works(const struct mla_mha_sm90_args &arg
                 bar_sync((int)turn, 256);
                 wgmma_fence();
                 issue_scores<T, S>(s, q, smem + S::k_at + k.stage * S::k_bytes);
-                if (MLA_MUTANT != 3)
-                    mbarrier_wait(smem + S::v_full + v.stage * 8, v.phase);
+                mbarrier_wait(smem + S::v_full + v.stage * 8, v.phase);
                 wgmma_fence();
                 issue_values<T, S>(o, p, smem + S::v_at + v.stage * S::v_bytes);
                 bar_arrive((int)other, 256);
                 wgmma_wait<1>();
                 wgmma_bind(s);
                 release(smem + S::k_free + k.stage * 8);
-                if (tile.last)
+                if (MLA_MUTANT == 3 ? !tile.last : tile.last)
                     release(smem + S::q_free + wg * 8);
                 k.next();
                 bool moved = weigh<S>(a, w, tile, s, bits, top, sum, shrink, row);
@@ -657,7 +656,7 @@ __device__ __forceinline__ void attend_works(const struct mla_mha_sm90_args &arg
                     wgmma_bind(o);
 #pragma unroll
                     for (int i = 0; i < S::D_V / 2; i++)
-                        o[i] *= shrink[i / 2 & 1];
+                        o[i] *= MLA_MUTANT == 2 ? 1 : shrink[i / 2 & 1];
                 } else {
                     wgmma_wait<0>();
                     wgmma_bind(o);

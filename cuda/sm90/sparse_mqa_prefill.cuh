@@ -6,9 +6,9 @@
  * of two blocks) and a split of its list. Keys come in blocks of 64.
  *
  *   warpgroup  registers  duty
- *   0          104        gathers rows: 16-byte loads into registers, from there to shared memory
- *   1          200        scores and softmax of even blocks; columns 0-255 of the output
- *   2          200        scores and softmax of odd blocks; columns 256-511 of the output
+ *   0          120        gathers rows: 16-byte loads into registers, from there to shared memory
+ *   1          192        scores and softmax of even blocks; columns 0-255 of the output
+ *   2          192        scores and softmax of odd blocks; columns 256-511 of the output
  *
  * Registers are the third stage of the gather: rows of the next block are loaded while both stages
  * in shared memory are in use. In a cluster each block gathers 32 of the 64 keys and writes them to
@@ -65,7 +65,7 @@
 #include "warpgroup.cuh"
 
 static const int SPARSE_THREADS = 384, KEYS = MLA_SPARSE_SM90_KEYS, HEADS = MLA_SPARSE_SM90_HEADS;
-static const int GATHER_REGISTERS = 104, MATH_REGISTERS = 200;
+static const int GATHER_REGISTERS = 120, MATH_REGISTERS = 192;
 static_assert((GATHER_REGISTERS + 2 * MATH_REGISTERS) * 128 <= 65536, "register file");
 
 template <int ROPE_, int CLUSTER_> struct sparse_shape {
@@ -362,7 +362,8 @@ __device__ __forceinline__ void weigh_block(float (&s)[KEYS / 2], u32 smem, u32 
         u32 bits = ld_shared<u32>(valid + i * 8) >> 2 * (t & 1);
 #pragma unroll
         for (int e = 0; e < 4; e++)
-            s[4 * i + e] = bits & 1u << (e & 1) ? s[4 * i + e] * scale : -INFINITY;
+            s[4 * i + e] =
+                bits & 1u << (e & 1) || MLA_MUTANT == 5 ? s[4 * i + e] * scale : -INFINITY;
     }
     /* P goes where keys' rope was: all four warps' scores are done. */
     if (MLA_MUTANT != 4)
@@ -575,6 +576,8 @@ __device__ __forceinline__ void attend_works(const struct mla_sparse_sm90_args &
             if (j > 0)
                 mine.next();
             mbarrier_wait(smem + S::k_full + mine.stage * 8, mine.phase);
+            if (j + 2 >= steps && MLA_MUTANT == 6)
+                release(smem + S::q_free);
             issue_block_scores<T, S>(s, smem, mine.stage);
             if (j > 0) { /* the other's block */
                 read_block<S>(smem, now, row, &r);
@@ -585,7 +588,7 @@ __device__ __forceinline__ void attend_works(const struct mla_sparse_sm90_args &
                 wgmma_wait<0>();
             }
             wgmma_bind(s);
-            if (j + 2 >= steps)
+            if (j + 2 >= steps && MLA_MUTANT != 6)
                 release(smem + S::q_free);
             weigh_block<T, S>(s, smem, mine.stage, wg, row, a.scale_log2, &r);
             wgmma_wait<0>();
