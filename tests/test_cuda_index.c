@@ -3,8 +3,8 @@
 // timeout: 300
 /* mla/cache.h and mla/index.h on a CUDA device beside the CPU: records, read-back, top-k lists and
  * lists of the indexer bit for bit, indexer scores within the bound of docs/index.md. Exit 77 =
- * skipped, with the reason. With the word "bench", times of mla_index_run, its scores alone and
- * mla_topk_run. */
+ * skipped, with the reason. With the word "bench", times of mla_index_run (of the kernel that
+ * MLA_KERNEL names), its scores alone and mla_topk_run. */
 #include <stdio.h>
 
 #ifndef MLA_WITH_CUDA
@@ -361,6 +361,17 @@ static void check_graph(void)
     free_call(&c);
 }
 
+/* Does the named kernel take the shape here? */
+static bool takes(const struct shape *s)
+{
+    struct call c;
+    size_t bytes;
+    make_call(s, &c);
+    mla_status status = mla_index_workspace_bytes(cuda, &c.device, &bytes);
+    free_call(&c);
+    return status != MLA_ERR_UNSUPPORTED;
+}
+
 /* What the device does not take is refused with the field's name. */
 static void check_refusals(void)
 {
@@ -380,6 +391,14 @@ static void check_refusals(void)
     a = c.device;
     a.dim = 256;
     report("refusal", "dim", mla_index_workspace_bytes(cuda, &a, &bytes) != MLA_ERR_UNSUPPORTED, 1);
+    a = c.device;
+    a.kernel = "index_logits";
+    report("refusal", "kernel",
+           mla_index_workspace_bytes(cuda, &a, &bytes) != MLA_ERR_ARGUMENT ||
+               !strstr(mla_last_error(), "kernel: got index_logits, want "),
+           1);
+    a.kernel = "index_logits_any";
+    report("named", "kernel", mla_index_workspace_bytes(cuda, &a, &bytes) != MLA_OK, 1);
     free_call(&c);
 }
 
@@ -556,14 +575,25 @@ int main(int argc, char **argv)
     if (!*only || strcmp(only, "topk") == 0)
         check_topks();
     printf("and top-k: %d checks, %d failed\n", checks, failures);
-    for (size_t i = 0; i < sizeof shapes / sizeof *shapes; i++)
-        if (!*only || strcmp(only, "index") == 0 || strcmp(only, shapes[i].name) == 0)
-            check_shape(&shapes[i]);
+    /* The device's own choice, then the kernels of its architecture, which a name alone may choose
+     * before the device is qualified. */
+    static const char *const kernels[] = {NULL, "index_logits_any", "index_logits_sm90",
+                                          "index_logits_sm100"};
+    for (size_t k = 0; k < sizeof kernels / sizeof *kernels; k++) {
+        index_kernel = kernels[k];
+        for (size_t i = 0; i < sizeof shapes / sizeof *shapes; i++)
+            if ((!*only || strcmp(only, "index") == 0 || strcmp(only, shapes[i].name) == 0) &&
+                takes(&shapes[i]))
+                check_shape(&shapes[i]);
+        printf("and indexer (%s): %d checks, %d failed; largest share of the score bound %.3f\n",
+               index_kernel ? index_kernel : "chosen", checks, failures, worst_share);
+        worst_share = 0;
+    }
+    index_kernel = NULL;
     if (!*only || strcmp(only, "graph") == 0)
         check_graph();
     check_refusals();
-    printf("and indexer: %d checks, %d failed; largest share of the score bound %.3f\n", checks,
-           failures, worst_share);
+    printf("in all: %d checks, %d failed\n", checks, failures);
     mla_context_destroy(cpu);
     mla_context_destroy(cuda);
     return failures > 0;

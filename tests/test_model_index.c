@@ -1,13 +1,15 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 // labels: model
 // timeout: 300
-/* mla/index.h in the functional model: the indexer's kernels of sm_100 and sm_80, and the selection
- * that they share, beside the CPU under several schedules. Lists are exact for the device's own
+/* mla/index.h in the functional model: the indexer's kernels of sm_100, sm_90 and sm_80, and the selection
+ * that they share, beside the CPU under several
+ * schedules. Lists are exact for the device's own
  * scores, scores are within the bound of docs/index.md, and where no sum rounds all is bit-equal.
  *
  *   test_model_index                    all shapes, eager, late and random:1
- *   test_model_index SHAPE [SCHEDULE]   one shape
- *   test_model_index mutants [N]        every INDEX_MUTANT of cuda/sm100/mutants.def must be caught
+ *   test_model_index SHAPE [SCHEDULE]   one shape; with a schedule on sm_100, or on MLA_MODEL_SM
+ *   test_model_index mutants [N]        every INDEX_MUTANT of mutants.def in cuda/sm90 and sm100
+ *                                       must be caught
  */
 #define _GNU_SOURCE
 #include <stdio.h>
@@ -82,7 +84,8 @@ static void close_contexts(void)
 }
 
 /* In a process of its own, since a wrong kernel may end it or never end; true if all was right. */
-static bool right_alone(const struct shape *s, const char *schedule, const char *mutant)
+static bool right_alone(const struct shape *s, const char *sm, const char *schedule,
+                        const char *mutant)
 {
     fflush(stdout);
     pid_t child = fork();
@@ -91,8 +94,8 @@ static bool right_alone(const struct shape *s, const char *schedule, const char 
             _exit(2);
         alarm(60);
         setenv("MLA_MODEL_MUTANT", mutant, 1);
-        open_contexts("100", schedule);
-        index_kernel = "index_logits_sm100";
+        open_contexts(sm, schedule);
+        index_kernel = strcmp(sm, "90") == 0 ? "index_logits_sm90" : "index_logits_sm100";
         check_shape(s);
         _exit(failures > 0);
     }
@@ -103,15 +106,19 @@ static bool right_alone(const struct shape *s, const char *schedule, const char 
 }
 
 struct mutant {
+    const char *sm;
     int number;
     const char *what, *shape;
 };
 
 #define MUTANT(...)
 #define SURVIVES(...)
-#define INDEX_MUTANT(number, what, shape) {number, what, shape},
 static const struct mutant mutants[] = {
+#define INDEX_MUTANT(number, what, shape) {"100", number, what, shape},
 #include "cuda/sm100/mutants.def"
+#undef INDEX_MUTANT
+#define INDEX_MUTANT(number, what, shape) {"90", number, what, shape},
+#include "cuda/sm90/mutants.def"
 };
 enum { MUTANTS = sizeof mutants / sizeof *mutants };
 
@@ -127,13 +134,13 @@ static int check_mutants(int only)
             continue;
         snprintf(name, sizeof name, "index_logits:%d", m->number);
         for (int k = 0; k < 4 && !caught; k++) {
-            if (!right_alone(find(m->shape), schedules[k], ""))
-                printf("FAILED: the right kernel on %s, %s\n", m->shape, schedules[k]), missed++;
-            if (!right_alone(find(m->shape), schedules[k], name))
+            if (!right_alone(find(m->shape), m->sm, schedules[k], ""))
+                printf("FAIL the right kernel on %s, %s\n", m->shape, schedules[k]), missed++;
+            if (!right_alone(find(m->shape), m->sm, schedules[k], name))
                 caught = schedules[k];
         }
         missed += !caught;
-        printf("%s %d: %s: %s\n", caught ? "ok  " : "FAIL", m->number, m->what,
+        printf("%s sm_%s %d: %s: %s\n", caught ? "ok  " : "FAIL", m->sm, m->number, m->what,
                caught ? caught : "not caught");
     }
     return missed > 0;
@@ -148,15 +155,17 @@ int main(int argc, char **argv)
     static const struct {
         const char *sm, *schedule, *kernel;
     } runs[] = {
-        {"100", "eager", "index_logits_sm100"},
-        {"100", "late", "index_logits_sm100"},
-        {"100", "random:1", "index_logits_sm100"},
+        {"100", "eager", "index_logits_sm100"},    {"100", "late", "index_logits_sm100"},
+        {"100", "random:1", "index_logits_sm100"}, {"90", "eager", "index_logits_sm90"},
+        {"90", "late", "index_logits_sm90"},       {"90", "random:1", "index_logits_sm90"},
         {"80", "eager", "index_logits_any"},
     };
+    const char *wanted = getenv("MLA_MODEL_SM"), *schedule_wanted = argc > 2 ? argv[2] : NULL;
     for (size_t r = 0; r < sizeof runs / sizeof *runs; r++) {
-        const char *schedule = argc > 2 ? argv[2] : runs[r].schedule;
-        if (argc > 2 && r > 0)
-            break;
+        const char *schedule = schedule_wanted ? schedule_wanted : runs[r].schedule;
+        if (schedule_wanted && (strcmp(runs[r].schedule, "eager") != 0 ||
+                                strcmp(runs[r].sm, wanted ? wanted : "100") != 0))
+            continue;
         open_contexts(runs[r].sm, schedule);
         index_kernel = runs[r].kernel;
         for (int i = 0; i < SHAPES; i++)

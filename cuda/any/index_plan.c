@@ -11,8 +11,11 @@
 #include <string.h>
 
 static const struct mla_index_engine *const engines[] = {
-#if defined(MLA_WITH_SM100) && __has_include("../sm100/index_logits.cu")
+#ifdef MLA_WITH_SM100
     &mla_index_sm100,
+#endif
+#ifdef MLA_WITH_SM90
+    &mla_index_sm90,
 #endif
     &mla_index_any,
 };
@@ -134,8 +137,8 @@ static mla_status choose(const char *function, const mla_context *context,
                             name, why);
     }
     if (name)
-        return mla_fail(MLA_ERR_ARGUMENT, "%s: %s: got %s, want index_logits_any%s", function,
-                        field, name, ENGINES > 1 ? " or index_logits_sm100" : "");
+        return mla_fail(MLA_ERR_ARGUMENT, "%s: %s: got %s, want index_logits_any, _sm90 or _sm100",
+                        function, field, name);
     return mla_fail(MLA_ERR_UNSUPPORTED, "%s: no kernel takes this call: %s", function, why);
 }
 

@@ -66,6 +66,9 @@ struct mla_index_engine {
 };
 
 extern const struct mla_index_engine mla_index_any; /* any/index_logits.cu */
+#ifdef MLA_WITH_SM90
+extern const struct mla_index_engine mla_index_sm90; /* sm90/index_logits.cu */
+#endif
 #ifdef MLA_WITH_SM100
 extern const struct mla_index_engine mla_index_sm100; /* sm100/index_logits.cu */
 #endif

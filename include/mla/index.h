@@ -82,7 +82,7 @@ typedef struct mla_index_args {
     int64_t logits_columns;       /* C >= keys of the longest request; 0 = no logits wanted */
     mla_precision precision;      /* FP32 as deployed, or FP64: the oracle; CPU */
     size_t workspace_limit_bytes; /* 0 = the backend's default; less memory, same result */
-    const char *kernel;           /* NULL = choose; on CUDA index_logits_any, index_logits_sm100: a
+    const char *kernel;           /* NULL = choose; index_logits_any, _sm90 or _sm100 on CUDA: a
                                      name never falls back. An MLA_KERNEL in the environment that
                                      begins with index_logits does the same */
 
