@@ -32,10 +32,10 @@
  *   total                       220416               217344     of 232448
  *
  * Barriers (count)              arrives                        waits
- *   key full, per stage (4)     load warps, after their fence  who multiplies; math (scales)
+ *   key full, per stage (4)     load warps, after their fence  who multiplies; math (scales);
+ *                                                              a tile's first: queries too
  *   key empty (4 x groups)      math warps, with the unit      load
  *                               of the keys complete
- *   q full (4)                  load warps                     who multiplies
  *
  * Bits. A score is computed by the same instructions whatever its place, so scores and lists depend
  * neither on tiles, parts or limits nor on when floors rise. */
@@ -89,8 +89,7 @@ template <bool BF16> struct index_map {
     static const int NEED = SMALL;     /* 2 a team */
     static const int OWN = SMALL + 16; /* 16 bytes for the engine's own use */
     static const int KEY_FULL = SMALL + 32, KEY_EMPTY = KEY_FULL + 8 * STAGES;
-    static const int QUERY_FULL = KEY_EMPTY + 8 * STAGES;
-    static const int OWN_BARRIERS = QUERY_FULL + 8; /* 4 */
+    static const int OWN_BARRIERS = KEY_EMPTY + 8 * STAGES; /* 4 */
     static const int BYTES = SMALL + 256;
     static_assert(KEY % 1024 == 0 && STAGE_BYTES % 1024 == 0, "swizzle atoms");
     static_assert(SELECT_SIZE >= SELECT_BYTES && SELECT_SIZE >= SELECT_BINS + 8 * SORT_ITEMS,
@@ -274,7 +273,7 @@ __device__ __forceinline__ void load_keys(const struct index_launch &a, const st
     bool direct = a.wide && a.k_fp8 != BF16;
     int row_bytes = a.k_fp8 ? a.dim : 2 * a.dim;
     u32 to = smem + m::KEY + stage * m::STAGE_BYTES;
-#pragma unroll(BF16 ? 1 : 8)
+#pragma unroll(BF16 ? 1 : 4)
     for (int i = 0; i < KEYS / 16; i++) {
         int key = rank / 8 + 16 * i;
         const char *scale, *from = NULL;
@@ -337,9 +336,7 @@ __device__ __forceinline__ void load_role(const struct index_launch &a, const st
             mbarrier_wait(smem + m::KEY_EMPTY + 8 * last.stage, last.phase);
         if (filled > 1 && MLA_MUTANT != 2)
             mbarrier_wait(smem + m::KEY_EMPTY + 8 * before.stage, before.phase);
-        load_queries<BF16, HP>(a, s, w, smem);
-        cp_async_wait_all();
-        hand_on(smem + m::QUERY_FULL);
+        load_queries<BF16, HP>(a, s, w, smem); /* handed on with the first keys */
         ring<m::STAGES> ready = at;
         for (int i = 0; i < w.steps; i++) {
             mbarrier_wait(smem + m::KEY_EMPTY + 8 * at.stage, at.phase ^ (MLA_MUTANT == 3 ? 0 : 1));
@@ -610,7 +607,6 @@ __device__ void finish(const struct team_work<BF16> &t, const struct shape &s, c
         return;
     }
     /* Both warpgroups have candidates of each row: they share the rows out. */
-    bar_sync(3, 2 * TEAM);
     u32 states = t.smem + index_map<BF16>::STATE;
     uint64_t *items = a.items + (int64_t)blockIdx.x * 2 * a.rows * a.capacity;
     for (int row = group; row < w.rows; row += 2) {
@@ -694,6 +690,10 @@ __device__ __forceinline__ void end_task(const struct team_work<BF16> &t, const 
                                          const struct work &w, int group)
 {
     t.team.sync();
+    /* Warpgroups that take the steps in turn end each task together: one that has no step in it
+     * waits for no barrier there, and must not run ahead by more than the phases can tell. */
+    if (s.groups == 1)
+        bar_sync(3, 2 * TEAM);
     if (t.a.k_list)
         finish(t, s, w, group);
     t.team.sync();

@@ -579,6 +579,12 @@ static void check_shape(const struct shape *s)
         compare("repeated indices", s->name, got.indices, again.indices, k);
         compare("repeated scores", s->name, got.scores, again.scores, k);
     }
+    mla_index_args alone = c.device; /* scores without lists */
+    alone.topk = 0;
+    fill(dev.logits, 0x77, l);
+    run_call(cuda, alone, &dev, c.longest, true, 0, NULL);
+    download(again.logits, dev.logits, l);
+    compare("scores alone", s->name, got.logits, again.logits, l);
     mla_index_args by_index = c.device;
     by_index.order = MLA_TOPK_ASCENDING;
     run_call(cuda, by_index, &dev, c.longest, false, 0, NULL);

@@ -4,7 +4,7 @@
  *
  *     I[t,s] = k_scale[s] · sum_h W[t,h] · ReLU(sum_d q[t,h,d] · k[s,d])
  *
- * Roles, 16 warps (registers after setmaxnreg: 0-7 192, 8-15 64)
+ * Roles, 16 warps (registers after setmaxnreg: 0-7 184, 8-15 72)
  *   0-3, 4-7  math: ReLU, weights, sum over heads, floor, append; select and write lists
  *   8-11      load: keys, scales and page lookups (cp.async), queries
  *   12        MMA issue, TMEM
@@ -30,7 +30,7 @@
 #include "../ptx/launch.cuh"
 #include "../ptx/tcgen05.cuh"
 
-static const int ALL_THREADS = 512, MATH_REGISTERS = 192, OTHER_REGISTERS = 64;
+static const int ALL_THREADS = 512, MATH_REGISTERS = 184, OTHER_REGISTERS = 72;
 static_assert(2 * TEAM * (MATH_REGISTERS + OTHER_REGISTERS) <= 65536, "registers of an SM");
 
 template <bool BF16> struct map : index_map<BF16> {
@@ -50,14 +50,11 @@ __device__ __forceinline__ void mma_role(const struct index_launch &a, u32 smem,
     int steps32 = ((BF16 ? 2 : 1) * a.dim + 31) / 32; /* of D, 32 bytes each */
     u32 idesc = umma_idesc(KEYS, 64 * s.chunks, type, type, OPERAND_F32, false, false);
     ring<m::STAGES> at;
-    u32 query_phase = 0, free_phase[2] = {1, 1};
+    u32 free_phase[2] = {1, 1};
     for (int task = blockIdx.x; task < a.tiles * a.parts; task += gridDim.x) {
         struct work w = find_work(a, task);
-        if (w.steps == 0)
-            continue;
-        mbarrier_wait(smem + m::QUERY_FULL, query_phase);
-        query_phase ^= 1;
-        for (int i = 0; i < w.steps; i++) {
+        /* One lane waits and issues: another could wait so long that it misses a phase. */
+        for (int i = 0; leader && i < w.steps; i++) {
             mbarrier_wait(smem + m::KEY_FULL + 8 * at.stage, at.phase);
             for (int group = 0; group < s.groups; group++) {
                 int stage = s.groups == 1 ? i & 1 : group;
@@ -68,27 +65,25 @@ __device__ __forceinline__ void mma_role(const struct index_launch &a, u32 smem,
                 free_phase[1] ^= stage == 1;
                 if (MLA_MUTANT != 6)
                     tcgen05_fence_after();
-                if (leader) {
-                    u64 k = umma_desc(smem + m::KEY + at.stage * m::STAGE_BYTES, 0,
-                                      MLA_MUTANT == 7 ? 512 : 1024, 128);
-                    u64 q = umma_desc(smem + m::QUERY + group * m::GROUP_BYTES, 0, 1024, 128);
-                    for (int d = 0; d < steps32; d++) {
-                        /* 32 bytes on in the swizzle atom; bf16: 64 of D on after four. */
-                        u64 ka = k + (d / 4 * m::HALF_K + d % 4 * 32) / 16;
-                        u64 qb = q + (d / 4 * m::HALF_Q + d % 4 * 32) / 16;
-                        tcgen05_mma_ss<1, BF16 ? KIND_F16 : KIND_F8F6F4>(tmem + 256 * stage, ka, qb,
-                                                                         idesc,
-                                                                         d > 0 || MLA_MUTANT == 8);
-                        if (MLA_MUTANT == 9 && d == steps32 - 2)
-                            tcgen05_commit<1>(smem + m::SUM_FULL + 8 * stage);
-                    }
-                    if (!(MLA_MUTANT == 9 && steps32 > 1))
+                u64 k = umma_desc(smem + m::KEY + at.stage * m::STAGE_BYTES, 0,
+                                  MLA_MUTANT == 7 ? 512 : 1024, 128);
+                u64 q = umma_desc(smem + m::QUERY + group * m::GROUP_BYTES, 0, 1024, 128);
+                for (int d = 0; d < steps32; d++) {
+                    /* 32 bytes on in the swizzle atom; bf16: 64 of D on after four. */
+                    u64 ka = k + (d / 4 * m::HALF_K + d % 4 * 32) / 16;
+                    u64 qb = q + (d / 4 * m::HALF_Q + d % 4 * 32) / 16;
+                    tcgen05_mma_ss<1, BF16 ? KIND_F16 : KIND_F8F6F4>(tmem + 256 * stage, ka, qb,
+                                                                     idesc,
+                                                                     d > 0 || MLA_MUTANT == 8);
+                    if (MLA_MUTANT == 9 && d == steps32 - 2)
                         tcgen05_commit<1>(smem + m::SUM_FULL + 8 * stage);
                 }
-                __syncwarp();
+                if (!(MLA_MUTANT == 9 && steps32 > 1))
+                    tcgen05_commit<1>(smem + m::SUM_FULL + 8 * stage);
             }
             at.next();
         }
+        __syncwarp();
     }
 }
 
@@ -183,7 +178,6 @@ __global__ void __launch_bounds__(ALL_THREADS, 1)
                 mbarrier_init(smem + m::KEY_FULL + 8 * i, 4);
                 mbarrier_init(smem + m::KEY_EMPTY + 8 * i, 4 * groups);
             }
-            mbarrier_init(smem + m::QUERY_FULL, 4);
             for (int i = 0; i < 2; i++) {
                 mbarrier_init(smem + m::SUM_FULL + 8 * i, 1);
                 mbarrier_init(smem + m::SUM_EMPTY + 8 * i, 4);

@@ -41,15 +41,15 @@ template <> struct operand<true> {
     typedef bf16 type;
 };
 
-/* 64 keys x 128 columns, complete on return. */
-template <bool BF16>
-__device__ __forceinline__ void multiply(float (&d)[PIECE / 2], u64 k, u64 q, int steps32)
+/* 64 keys x 128 columns, complete on return. All of D, since the tiles are padded with zeros. */
+template <bool BF16> __device__ __forceinline__ void multiply(float (&d)[PIECE / 2], u64 k, u64 q)
 {
     typedef index_map<BF16> m;
     wgmma_bind(d);
     if (MLA_MUTANT != 21)
         wgmma_fence();
-    for (int i = 0; i < steps32; i++) {
+#pragma unroll
+    for (int i = 0; i < m::ROW_BYTES / 32; i++) {
         /* 32 bytes on in the swizzle atom; bf16: 64 of D on after four. */
         u64 ka = desc_advance(k, i / 4 * m::HALF_K + i % 4 * 32);
         u64 qb = desc_advance(q, i / 4 * m::HALF_Q + i % 4 * 32);
@@ -68,7 +68,6 @@ __device__ __forceinline__ void unit(const struct team_work<BF16> &t, const u64 
                                      bool seen, int pos)
 {
     typedef columns<HP> c;
-    int steps32 = ((BF16 ? 2 : 1) * t.a.dim + 31) / 32; /* of D, 32 bytes each */
     float d[PIECE / 2];
     u64 sum[2][c::CHUNK_ROWS][4]; /* of the piece's two chunks; one if a row has more */
 #pragma unroll
@@ -83,7 +82,7 @@ __device__ __forceinline__ void unit(const struct team_work<BF16> &t, const u64 
         u64 q = wgmma_desc(queries + first * 64 * 128, 0, MLA_MUTANT == 24 ? 512 : 1024, 128);
 #pragma unroll
         for (int half = 0; half < 2; half++) {
-            multiply<BF16>(d, wgmma_desc(keys + half * 64 * 128, 0, 1024, 128), q, steps32);
+            multiply<BF16>(d, wgmma_desc(keys + half * 64 * 128, 0, 1024, 128), q);
             if (half == 1 && first + 2 >= chunks) { /* the keys have been read */
                 __syncwarp();
                 if (threadIdx.x % 32 == 0)
@@ -113,15 +112,10 @@ __device__ __forceinline__ void math_role(const struct index_launch &a, const st
     u32 queries = smem + m::QUERY + (s.groups == 2 ? group * m::GROUP_BYTES : 0);
     struct team_work<BF16> t = team_of<BF16>(a, s, smem, group);
     ring<m::STAGES> at;
-    u32 query_phase = 0;
     for (int task = blockIdx.x; task < a.tiles * a.parts; task += gridDim.x) {
         struct work w = find_work(a, task);
         u64 weights[8 * columns<HP>::CHUNKS];
         begin_task<BF16, HP>(t, s, w, weights);
-        if (w.steps > 0) {
-            mbarrier_wait(smem + m::QUERY_FULL, query_phase);
-            query_phase ^= 1;
-        }
         int stride = s.groups == 1 ? 2 : 1, first = s.groups == 1 ? group : 0, units = 0;
         ring<m::STAGES> here = at;
         here.skip(first);
@@ -152,7 +146,6 @@ __global__ void __launch_bounds__(ALL_THREADS, 1)
                 mbarrier_init(smem + m::KEY_FULL + 8 * i, 4);
                 mbarrier_init(smem + m::KEY_EMPTY + 8 * i, 4 * s.groups);
             }
-            mbarrier_init(smem + m::QUERY_FULL, 4);
             fence_mbarrier_init();
         }
         __syncwarp();
