@@ -79,10 +79,12 @@ __device__ __forceinline__ void unit(const struct team_work<BF16> &t, const u64 
             zero_sums(sum[0]);
         if (c::ROW_CHUNKS == 1)
             zero_sums(sum[1]);
-        u64 q = wgmma_desc(queries + first * 64 * 128, 0, MLA_MUTANT == 24 ? 512 : 1024, 128);
+        u32 at[2] = {keys, queries};
+        wgmma_bind(at); /* descriptors are made here: kept from unit to unit, they would spill */
+        u64 q = wgmma_desc(at[1] + first * 64 * 128, 0, MLA_MUTANT == 24 ? 512 : 1024, 128);
 #pragma unroll
         for (int half = 0; half < 2; half++) {
-            multiply<BF16>(d, wgmma_desc(keys + half * 64 * 128, 0, 1024, 128), q);
+            multiply<BF16>(d, wgmma_desc(at[0] + half * 64 * 128, 0, 1024, 128), q);
             if (half == 1 && first + 2 >= chunks) { /* the keys have been read */
                 __syncwarp();
                 if (threadIdx.x % 32 == 0)
