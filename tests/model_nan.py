@@ -4,24 +4,35 @@
 
     model_nan.py MLA
 
-Makes expanded problems, puts NaN into those keys, and checks the tensor-core kernels on them in the
-functional model. A kernel that does not clean unseen values (variant 26 of mha_prefill on sm_100)
-must be noticed, or the test proves nothing.
+Makes problems, puts NaN into those keys, and checks the tensor-core kernels on them in the
+functional model. A kernel that does not clean unseen values (variant 26 of mha_prefill, 20 of
+mqa_decode on sm_100) must be noticed, or the test proves nothing.
 """
 import json
+import math
 import os
 import struct
 import subprocess
 import sys
 import tempfile
 
-PROBLEMS = [
+EXPANDED = [
     "attend form=expanded heads=2 batch=q40s900,q9s200 nope=128 rope=64 v=128 topk=24 fill=sink",
     "attend form=expanded heads=2 batch=q3s900,q300s520 nope=128 rope=64 v=128 topk=4 holes=1",
     "attend form=expanded heads=2 heads_kv=1 batch=q3s600,q140s520 nope=192 rope=64 v=256 topk=5",
     "attend form=expanded heads=1 batch=q2s500,q300s300 nope=64 rope=64 v=128 mask=1 fill=masked",
 ]
-KERNELS = [("mha_prefill_sm100", "100"), ("mha_prefill_sm90", "90")]
+# Keys that lists leave out are never read: the masks tell.
+ABSORBED = [
+    "attend form=absorbed heads=8 batch=q2s300,q4s90 mask=1 fill=masked scale=0.1",
+    "attend form=absorbed heads=64 batch=q1s200 mask=1 scale=0.1",
+    "attend form=absorbed heads=64 batch=q2s300 mask=1 fill=masked scale=0.1",
+]
+# problems, kernels and devices, the variant that must be noticed
+GROUPS = [
+    (EXPANDED, [("mha_prefill_sm100", "100"), ("mha_prefill_sm90", "90")], "mha_prefill:26"),
+    (ABSORBED, [("mqa_decode_sm100", "100")], "mqa_decode:20"),
+]
 SCHEDULES = ["eager", "late", "random:1"]
 NAN = b"\xc0\x7f"
 
@@ -43,7 +54,7 @@ def read(path):
 def write(path, metadata, tensors):
     """Rows first: their sizes keep each other aligned to 16 bytes."""
     header, offset = {"__metadata__": metadata}, 0
-    order = sorted(tensors, key=lambda name: name not in ("q", "k", "v"))
+    order = sorted(tensors, key=lambda name: name not in ("q", "k", "v", "kv_c", "k_pe"))
     for name in order:
         entry, data = tensors[name]
         header[name] = dict(entry, data_offsets=[offset, offset + len(data)])
@@ -83,9 +94,9 @@ def poison(tensors):
         seen = seen_keys(tensors, range(starts[request], starts[request + 1]), keys)
         for j in set(range(keys)) - seen:
             poisoned += 1
-            for name in ("k", "v"):
+            for name in ("k", "v") if "k" in tensors else ("kv_c", "k_pe"):
                 entry, data = tensors[name]
-                size = 2 * entry["shape"][1] * entry["shape"][2]
+                size = 2 * math.prod(entry["shape"][1:])
                 data[(first + j) * size:(first + j + 1) * size] = NAN * (size // 2)
         first += keys
     return poisoned
@@ -97,26 +108,33 @@ def check(mla, path, kernel, device, schedule, mutant=""):
                            "--schedule", schedule], env=env, capture_output=True, text=True)
 
 
+def judge(mla, path, problem, kernels, variant):
+    subprocess.run([mla, "make", problem, "-o", path], check=True, stdout=subprocess.DEVNULL)
+    metadata, tensors = read(path)
+    if poison(tensors) == 0:
+        sys.exit(f"no unseen key in '{problem}'")
+    write(path, metadata, tensors)
+    bad = 0
+    for kernel, device in kernels:
+        for schedule in SCHEDULES:
+            done = check(mla, path, kernel, device, schedule)
+            if done.returncode:
+                bad += 1
+                print(f"FAIL {kernel} {schedule} '{problem}':\n{done.stdout}{done.stderr}")
+    kernel, device = kernels[0]
+    if check(mla, path, kernel, device, "eager", variant).returncode != 1:
+        bad += 1
+        print(f"FAIL NaN that is not cleaned goes unnoticed in '{problem}'")
+    return bad
+
+
 def main():
     mla, bad = sys.argv[1], 0
     with tempfile.TemporaryDirectory() as folder:
         path = os.path.join(folder, "p.safetensors")
-        for problem in PROBLEMS:
-            subprocess.run([mla, "make", problem, "-o", path], check=True, stdout=subprocess.DEVNULL)
-            metadata, tensors = read(path)
-            if poison(tensors) == 0:
-                sys.exit(f"no unseen key in '{problem}'")
-            write(path, metadata, tensors)
-            for kernel, device in KERNELS:
-                for schedule in SCHEDULES:
-                    done = check(mla, path, kernel, device, schedule)
-                    if done.returncode:
-                        bad += 1
-                        print(f"FAIL {kernel} {schedule} '{problem}':\n{done.stdout}{done.stderr}")
-            done = check(mla, path, KERNELS[0][0], KERNELS[0][1], "eager", "mha_prefill:26")
-            if done.returncode != 1:
-                bad += 1
-                print(f"FAIL NaN that is not cleaned goes unnoticed in '{problem}'")
+        for problems, kernels, variant in GROUPS:
+            for problem in problems:
+                bad += judge(mla, path, problem, kernels, variant)
     print(f"{bad} failed")
     return 1 if bad else 0
 
