@@ -181,8 +181,10 @@ static const struct wrong wrong_run[] = {
     {"run good.st -o out.st --bound --bound", 2, "--bound: got it twice"},
     {"run good.st -o nowhere/out.st", 4, "nowhere/out.st"},
     {"run good.st -o out.st --backend cuda", 3, "cuda"},
+#ifndef MLA_WITH_MODEL
     {"run good.st -o out.st --backend model", 3, "model"},
     {"run good.st -o out.st --backend model --schedule random:7", 3, "model"},
+#endif
     {"run 'attend model=tiny topk=0' -o out.st --route masked-mha", 3, "masked-mha"},
     {"run 'attend model=tiny topk=0' -o out.st --route sparse-mqa", 3, "sparse-mqa"},
     {"run 'attend model=tiny topk=0 mask=1' -o out.st --route sparse-mqa", 3, "sparse-mqa"},

@@ -37,8 +37,10 @@ static void test_contexts(void **state)
     assert_refused(mla_context_create(&o, &context), MLA_ERR_ARGUMENT, "threads: got -1");
     o = (mla_context_options){.threads = 5000};
     assert_refused(mla_context_create(&o, &context), MLA_ERR_ARGUMENT, "threads: got 5000");
+#ifndef MLA_WITH_MODEL
     o = (mla_context_options){.backend = MLA_BACKEND_MODEL};
     assert_refused(mla_context_create(&o, &context), MLA_ERR_NO_DEVICE, "backend: got model");
+#endif
     assert_null(context);
     assert_ok(mla_context_create(NULL, &context));
     size_t length = mla_context_describe(context, text, sizeof text);

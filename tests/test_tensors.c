@@ -34,7 +34,7 @@ static mla_problem problem(mla_form form)
 static mla_tensors tensors(void)
 {
     const mla_tensor t = {.data = room};
-    mla_tensors all = {t, t, t, t, t, t, t, t, t, t, t, NULL, t, t, NULL, NULL, t, t, t};
+    mla_tensors all = {t, t, t, t, t, t, t, t, t, t, t, NULL, t, t, NULL, NULL, t, t, t, false};
     static const int32_t first[3][4] = {{0, 1, -1, 9}, {2, 1, 0, -7}, {1, 0, 5, 5}};
     memcpy(lists, first, sizeof lists);
     pages[0][0] = 2, pages[0][1] = 0, pages[1][0] = 1, pages[1][1] = 77; /* last one unused */

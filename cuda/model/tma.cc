@@ -148,6 +148,15 @@ static void check_barrier(const struct model_place *place, u32 bar, bool pair, c
                    what, bar, b.block->rank, place->block->rank);
 }
 
+/* An H100 answers a box that begins elsewhere with an illegal instruction. */
+static void check_corner(const struct box *box, const char *what, struct model_at at)
+{
+    int64_t bytes = box->corner[0] * box->map.element_bytes;
+    if (bytes % 16 != 0)
+        model_fail(at, "%s: coordinate 0: got %lld, %lld bytes, want a multiple of 16 bytes", what,
+                   (long long)box->corner[0], (long long)bytes);
+}
+
 static void issue_load(const struct box *box, u32 dst, u32 bar, bool pair, u16 mask,
                        const char *what, struct model_at at)
 {
@@ -156,6 +165,7 @@ static void issue_load(const struct box *box, u32 dst, u32 bar, bool pair, u16 m
         model_needs_sm(100, 119, what, at);
     if (dst % 128 != 0)
         model_fail(at, "%s: destination: got 0x%x, want a multiple of 128", what, dst);
+    check_corner(box, what, at);
     struct model_op *op = model_op_new(what, load, sizeof(struct load_work), at);
     struct load_work *w = (struct load_work *)op->data;
     w->box = *box;
@@ -272,6 +282,10 @@ void model_tma_store(const struct mla_tensor_map *map, u32 src, int rank, const 
     w->box.map = decode(map, rank, what, at);
     for (int i = 0; i < rank; i++)
         w->box.corner[i] = c[i];
+    check_corner(&w->box, what, at);
+    for (int i = 0; i < rank; i++) /* an H100 clips stores at the far ends alone */
+        if (c[i] < 0)
+            model_fail(at, "%s: coordinate %d: got %d, want at least 0", what, i, c[i]);
     uint32_t bytes = box_bytes(&w->box);
     w->place = model_place_of(src, bytes, 128, what, at);
     model_tally(COUNT_COPIED_OUT, bytes);
