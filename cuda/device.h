@@ -61,8 +61,8 @@ extern const struct mla_kernel mla_sparse_mqa_prefill_sm90; /* sm90/sparse_mqa_p
 extern const struct mla_kernel mla_sparse_mqa_latent_sm90;  /* sm90/sparse_mqa_prefill.c */
 #endif
 #ifdef MLA_WITH_SM100
-extern const struct mla_kernel mla_mqa_decode_sm100;        /* sm100/mqa_decode.c */
-extern const struct mla_kernel mla_mqa_decode_latent_sm100; /* sm100/mqa_decode.c */
+extern const struct mla_kernel mla_mqa_decode_sm100;         /* sm100/mqa_decode.c */
+extern const struct mla_kernel mla_mqa_decode_latent_sm100;  /* sm100/mqa_decode.c */
 extern const struct mla_kernel mla_sparse_mqa_prefill_sm100; /* sm100/sparse_mqa_prefill.c */
 extern const struct mla_kernel mla_sparse_mqa_latent_sm100;  /* sm100/sparse_mqa_prefill.c */
 #endif

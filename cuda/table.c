@@ -5,29 +5,20 @@
 
 static const struct mla_kernel *const kernels[] = {
 #ifdef MLA_WITH_SM100
-    &mla_mqa_decode_sm100,
-    &mla_mqa_decode_latent_sm100,
-    &mla_sparse_mqa_prefill_sm100,
+    &mla_mqa_decode_sm100, &mla_mqa_decode_latent_sm100, &mla_sparse_mqa_prefill_sm100,
     &mla_sparse_mqa_latent_sm100,
 #endif
-    &mla_mqa_any,
-    &mla_mqa_latent_any,
+    &mla_mqa_any, &mla_mqa_latent_any,
 #ifdef MLA_WITH_SM100
-    &mla_mha_prefill_sm100,
-    &mla_mha_latent_sm100,
+    &mla_mha_prefill_sm100, &mla_mha_latent_sm100,
 #endif
-    &mla_mha_any,
-    &mla_mha_latent_any,
+    &mla_mha_any, &mla_mha_latent_any,
 #ifdef MLA_WITH_SM90
     /* Behind the portable rows, so that only a name chooses them: not measured yet. */
-    &mla_mha_prefill_sm90,
-    &mla_mha_latent_sm90,
-    &mla_sparse_mqa_prefill_sm90,
+    &mla_mha_prefill_sm90, &mla_mha_latent_sm90, &mla_sparse_mqa_prefill_sm90,
     &mla_sparse_mqa_latent_sm90,
 #endif
-    &mla_mqa_generic,
-    &mla_mha_generic,
-    NULL};
+    &mla_mqa_generic, &mla_mha_generic, NULL};
 
 const struct mla_backend_ops mla_cuda_backend = {
     .backend = MLA_BACKEND_CUDA,

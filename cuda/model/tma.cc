@@ -47,6 +47,20 @@ static uint32_t box_bytes(const struct box *box)
     return box->gather ? 4 * bytes : bytes;
 }
 
+/* From row to row in shared memory: a row narrower than the swizzle leaves the rest of its span alone
+ * (seen on an H100). */
+static uint32_t box_pitch(const struct model_tensor_map *map)
+{
+    uint32_t row = box_row_bytes(map);
+    return map->swizzle != 0 && row < (uint32_t)map->swizzle ? (uint32_t)map->swizzle : row;
+}
+
+/* Bytes of shared memory from the first to the end of the last span. */
+static uint32_t box_room(const struct box *box)
+{
+    return box_bytes(box) / box_row_bytes(&box->map) * box_pitch(&box->map);
+}
+
 /* Rows of the box in the order of shared memory: which bytes [first, first + bytes) of row `row` lie
  * in the tensor, and where. */
 struct piece {
@@ -113,7 +127,7 @@ static void load(struct model_op *op)
         for (int t = 0; t < w->targets; t++) {
             unsigned char *data = w->place[t].block->shared.data;
             for (uint32_t i = 0; i < row_bytes; i += 16) {
-                uint32_t at = row * row_bytes + i;
+                uint32_t at = row * box_pitch(&box->map) + i;
                 uint32_t to = swizzle == 0 ? w->place[t].offset + at
                                            : unit_place(w->place[t].offset, at, swizzle);
                 memcpy(data + to, line + i, 16);
@@ -160,7 +174,7 @@ static void check_corner(const struct box *box, const char *what, struct model_a
 static void issue_load(const struct box *box, u32 dst, u32 bar, bool pair, u16 mask,
                        const char *what, struct model_at at)
 {
-    uint32_t bytes = box_bytes(box);
+    uint32_t bytes = box_bytes(box), room = box_room(box);
     if (pair)
         model_needs_sm(100, 119, what, at);
     if (dst % 128 != 0)
@@ -170,7 +184,7 @@ static void issue_load(const struct box *box, u32 dst, u32 bar, bool pair, u16 m
     struct load_work *w = (struct load_work *)op->data;
     w->box = *box;
     if (mask == 0) {
-        w->place[0] = model_place_of(dst, bytes, 128, what, at);
+        w->place[0] = model_place_of(dst, room, 128, what, at);
         w->bar[0] = bar;
         check_barrier(&w->place[0], bar, pair, what, at);
         w->targets = 1;
@@ -184,14 +198,14 @@ static void issue_load(const struct box *box, u32 dst, u32 bar, bool pair, u16 m
             u32 here = (1u << MODEL_RANK_SHIFT) - 1;
             int t = w->targets++;
             w->place[t] =
-                model_place_of((dst & here) | rank << MODEL_RANK_SHIFT, bytes, 128, what, at);
+                model_place_of((dst & here) | rank << MODEL_RANK_SHIFT, room, 128, what, at);
             w->bar[t] = (bar & here) | rank << MODEL_RANK_SHIFT;
             check_barrier(&w->place[t], w->bar[t], false, what, at);
         }
     }
     model_tally(COUNT_COPIED_IN, (uint64_t)bytes * (uint64_t)w->targets);
     for (int t = 0; t < w->targets; t++)
-        box_writes(op, &w->place[t], bytes);
+        box_writes(op, &w->place[t], room);
     model_op_issue(op);
 }
 
@@ -283,6 +297,9 @@ void model_tma_store(const struct mla_tensor_map *map, u32 src, int rank, const 
     for (int i = 0; i < rank; i++)
         w->box.corner[i] = c[i];
     check_corner(&w->box, what, at);
+    if (box_pitch(&w->box.map) != box_row_bytes(&w->box.map))
+        model_fail(at, "%s: a box narrower than its swizzle: what a GPU reads then was not seen",
+                   what);
     for (int i = 0; i < rank; i++) /* an H100 clips stores at the far ends alone */
         if (c[i] < 0)
             model_fail(at, "%s: coordinate %d: got %d, want at least 0", what, i, c[i]);
