@@ -19,7 +19,7 @@
 static mla_context *target;
 static int failures, checks;
 
-static inline bool on_cuda(void)
+static inline __attribute__((unused)) bool on_cuda(void)
 {
     return target->backend == MLA_BACKEND_CUDA;
 }
