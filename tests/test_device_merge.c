@@ -51,7 +51,7 @@ static void *grab(size_t bytes)
     return p;
 }
 
-static inline bool on_cuda(void)
+static inline __attribute__((unused)) bool on_cuda(void)
 {
     return target->backend == MLA_BACKEND_CUDA;
 }
