@@ -6,51 +6,14 @@
  * Values are checked by test_cuda_any, not here. A word on the command line keeps the shapes whose
  * name holds it. */
 #include "any/mqa.h"
+#include "bench/cuda_time.cuh"
 #include "device.h"
 #include "element.cuh"
 #include "record.h"
 
-#include <algorithm>
-#include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
-#include <vector>
 
-#define CHECK(call)                                                                                \
-    do {                                                                                           \
-        cudaError_t e_ = (call);                                                                   \
-        if (e_ != cudaSuccess) {                                                                   \
-            printf("%s:%d: %s: %s\n", __FILE__, __LINE__, #call, cudaGetErrorString(e_));          \
-            exit(1);                                                                               \
-        }                                                                                          \
-    } while (0)
-
-static const int L = 512, D = 576, REPEATS = 15;
-static const size_t FLUSH = 256 << 20;
-static char *flush_buffer;
-
-template <class F> static double median_ms(F launch)
-{
-    cudaEvent_t start, stop;
-    CHECK(cudaEventCreate(&start));
-    CHECK(cudaEventCreate(&stop));
-    std::vector<float> times;
-    for (int i = 0; i < REPEATS + 3; i++) {
-        float ms;
-        CHECK(cudaMemsetAsync(flush_buffer, i, FLUSH));
-        CHECK(cudaEventRecord(start));
-        launch();
-        CHECK(cudaEventRecord(stop));
-        CHECK(cudaEventSynchronize(stop));
-        CHECK(cudaEventElapsedTime(&ms, start, stop));
-        if (i >= 3)
-            times.push_back(ms);
-    }
-    CHECK(cudaEventDestroy(start));
-    CHECK(cudaEventDestroy(stop));
-    std::sort(times.begin(), times.end());
-    return times[times.size() / 2];
-}
+static const int L = 512, D = 576;
 
 /* ----------------------------------------------------------------- ceilings */
 
@@ -165,9 +128,9 @@ __global__ void fill_lists(int32_t *lists, int64_t tokens, int topk, int bits)
 }
 
 /* Lists as attention sinks, recent keys and heavy hitters make them (fill sink of mla make): the
- * first 4 keys, the last quarter, and one key of each of equal strata between them, the same one for
- * 64 rows except in one stratum of eight, which a row fills for itself. Rows are the last ones of a
- * causal request; the order of a row is scattered. topk is a power of two. */
+ * first 4 keys, the last quarter, and one key of each of equal strata between them, the same one
+ * for 64 rows except in one stratum of eight, which a row fills for itself. Rows are the last ones
+ * of a causal request; the order of a row is scattered. topk is a power of two. */
 __global__ void fill_sink_lists(int32_t *lists, int64_t tokens, int topk, int keys)
 {
     const int sinks = 4, recent = (topk - sinks) / 4, strata = topk - sinks - recent;

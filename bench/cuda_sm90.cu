@@ -1,57 +1,19 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The sm_90 kernels beside the portable ones, on the same device data: each case is run by both rows,
- * their outputs compared (largest difference, values that are not finite), and both timed. Events
- * around one run, 256 MB written before each (past L2), median of 15 repetitions. FLOP: of visible
- * pairs, 2 · heads · (d_qk + d_v) each. Masked cases include the union of mask bits over query tiles.
- * Words on the command line keep the cases whose name holds one of them; "once" runs the portable
- * row a single time, untimed. */
+/* The sm_90 kernels beside the portable ones, on the same device data: each case is run by both
+ * rows, their outputs compared (largest difference, values that are not finite), and both timed.
+ * Events around one run, 256 MB written before each (past L2), median of 15 repetitions. FLOP: of
+ * visible pairs, 2 · heads · (d_qk + d_v) each. Masked cases include the union of mask bits over
+ * query tiles. Words on the command line keep the cases whose name holds one of them; "once" runs
+ * the portable row a single time, untimed. */
+#include "bench/cuda_time.cuh"
 #include "device.h"
 #include "element.cuh"
 #include "kernel.h"
 
-#include <algorithm>
 #include <math.h>
-#include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
-#include <vector>
 
-#define CHECK(call)                                                                                \
-    do {                                                                                           \
-        cudaError_t e_ = (call);                                                                   \
-        if (e_ != cudaSuccess) {                                                                   \
-            printf("%s:%d: %s: %s\n", __FILE__, __LINE__, #call, cudaGetErrorString(e_));          \
-            exit(1);                                                                               \
-        }                                                                                          \
-    } while (0)
-
-static const int REPEATS = 15;
-static const size_t FLUSH = 256 << 20;
-static char *flush_buffer;
 static bool once;
-
-template <class F> static double median_ms(F launch)
-{
-    cudaEvent_t start, stop;
-    CHECK(cudaEventCreate(&start));
-    CHECK(cudaEventCreate(&stop));
-    std::vector<float> times;
-    for (int i = 0; i < REPEATS + 3; i++) {
-        float ms;
-        CHECK(cudaMemsetAsync(flush_buffer, i, FLUSH));
-        CHECK(cudaEventRecord(start));
-        launch();
-        CHECK(cudaEventRecord(stop));
-        CHECK(cudaEventSynchronize(stop));
-        CHECK(cudaEventElapsedTime(&ms, start, stop));
-        if (i >= 3)
-            times.push_back(ms);
-    }
-    CHECK(cudaEventDestroy(start));
-    CHECK(cudaEventDestroy(stop));
-    std::sort(times.begin(), times.end());
-    return times[times.size() / 2];
-}
 
 __device__ uint32_t hash(uint64_t x)
 {
@@ -68,8 +30,8 @@ __global__ void fill_bf16(uint16_t *out, int64_t n, uint64_t seed)
     for (int64_t i = (int64_t)blockIdx.x * blockDim.x + threadIdx.x; i < n;
          i += (int64_t)gridDim.x * blockDim.x) {
         uint32_t h = hash(seed << 40 | i);
-        float s = (float)(h & 255) + (float)(h >> 8 & 255) + (float)(h >> 16 & 255) +
-                  (float)(h >> 24);
+        float s =
+            (float)(h & 255) + (float)(h >> 8 & 255) + (float)(h >> 16 & 255) + (float)(h >> 24);
         out[i] = (uint16_t)cvt_rn_bf16x2_f32((s - 510) / 147.8f, 0);
     }
 }
@@ -88,8 +50,8 @@ __global__ void fill_lists(int32_t *lists, int64_t tokens, int topk, int bits)
     }
 }
 
-/* Bits of about topk keys a row: at random among the visible ones, or (sink) 64 first keys, the last
- * quarter of topk, and keys in runs of 16 that 512 rows share. */
+/* Bits of about topk keys a row: at random among the visible ones, or (sink) 64 first keys, the
+ * last quarter of topk, and keys in runs of 16 that 512 rows share. */
 __global__ void fill_mask(uint32_t *mask, int rows, int words, int topk, bool sink)
 {
     for (int64_t i = (int64_t)blockIdx.x * blockDim.x + threadIdx.x; i < (int64_t)rows * words;
@@ -142,7 +104,8 @@ template <class X> static X *device(size_t n)
 
 struct shape {
     const char *name;
-    int query_len, keys, heads, topk, d_qk, d_v, mask; /* mask 1 random, 2 sink; d_v 512: absorbed */
+    int query_len, keys, heads, topk, d_qk, d_v; /* d_v 512: absorbed */
+    int mask;                                    /* 1 random, 2 sink */
 };
 
 static struct mla_job make_job(const mla_context *context, const mla_problem *p,
