@@ -19,9 +19,9 @@ static bool supports(const struct mla_job *job, mla_dtype dtype, int64_t d_qk, i
         keys += p->seq_lens_kv[b];
     if (job->context->sm != 100 && job->context->sm != 103)
         snprintf(why, bytes, "a device of sm_%d, want sm_100 or sm_103", job->context->sm);
-    else if (p->form == MLA_FORM_LATENT && p->qk_rope_dim && p->qk_nope_dim % MLA_MHA100_BOX)
+    else if (p->form == MLA_FORM_LATENT && p->qk_rope_dim && p->qk_nope_dim % MLA_MHA_BOX)
         snprintf(why, bytes, "qk_nope_dim %" PRId64 ", want a multiple of %d", p->qk_nope_dim,
-                 MLA_MHA100_BOX);
+                 MLA_MHA_BOX);
     else if (keys > INT32_MAX - MLA_MHA100_KEYS)
         snprintf(why, bytes, "%" PRId64 " keys in all, want fewer than 2^31", keys);
     else
@@ -29,47 +29,21 @@ static bool supports(const struct mla_job *job, mla_dtype dtype, int64_t d_qk, i
     return false;
 }
 
-/* Columns [0, width) of every head of a tensor, in boxes of 64 columns by `rows` rows. */
-static mla_status map_of(struct mla_tensor_map *map, const mla_tensor *t, int64_t width,
-                         int64_t heads, int64_t count, uint32_t rows)
-{
-    const uint64_t dims[3] = {(uint64_t)width, (uint64_t)heads, (uint64_t)count};
-    const uint64_t strides[2] = {(uint64_t)t->stride[1] * 2, (uint64_t)t->stride[0] * 2};
-    const uint32_t box[3] = {MLA_MHA100_BOX, 1, rows};
-    return mla_tensor_map_tiled(map, 2, 3, t->data, dims, strides, box, 128);
-}
-
-static bool aligned16(const struct mla_mha_args *a)
-{
-    int64_t bytes = a->out_dtype == MLA_F32 ? 4 : 2;
-    return ((uintptr_t)a->out | (uintptr_t)(a->out_stride[0] * bytes) |
-            (uintptr_t)(a->out_stride[1] * bytes)) %
-               16 ==
-           0;
-}
-
 static mla_status launch(const struct mla_job *job, const struct mla_mha_tile *tile,
                          const struct mla_mha_args *a, const struct mla_mha_operands *o,
                          void *stream)
 {
-    struct mla_mha100_args x = {.a = *a, .works = a->tiles * a->heads, .out_aligned = aligned16(a)};
-    const uint32_t v_rows = tile->rows == 2 * MLA_MHA100_ROWS ? 64 : 32;
+    struct mla_mha100_args x = {.a = *a,
+                                .works = a->tiles * a->heads,
+                                .out_aligned = mla_mha_out_aligned(a)};
     int processors = 0;
     if (x.works == 0)
         return MLA_OK;
     MLA_CUDA(
         cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, job->context->device));
-    mla_status status = map_of(&x.q, &o->q, o->q_split, o->heads, o->rows_q, MLA_MHA100_ROWS);
-    x.q_rope = x.k = x.v = x.q; /* without rope, and without keys, never looked at */
-    if (o->q_split == o->d_qk)
-        x.a.q_split = INT32_MAX; /* columns behind the last are q's too: TMA's zeros */
-    else if (status == MLA_OK)
-        status = map_of(&x.q_rope, &o->q_rope, o->d_qk - o->q_split, o->heads, o->rows_q,
-                        MLA_MHA100_ROWS);
-    if (status == MLA_OK && o->rows_kv > 0)
-        status = map_of(&x.k, &o->k, o->d_qk, o->heads_kv, o->rows_kv, MLA_MHA100_KEYS);
-    if (status == MLA_OK && o->rows_kv > 0)
-        status = map_of(&x.v, &o->v, o->d_v, o->heads_kv, o->rows_kv, v_rows);
+    const int box_rows[3] = {MLA_MHA100_ROWS, MLA_MHA100_KEYS,
+                             tile->rows == 2 * MLA_MHA100_ROWS ? 64 : 32};
+    mla_status status = mla_mha_set_maps(&x.maps, &x.a, o, box_rows);
     if (status != MLA_OK)
         return status;
     void *args[] = {&x};

@@ -7,7 +7,8 @@
  * A block is alone on its SM and takes works (a head, 256 query rows; 128 at 256/256), the longest
  * first. Two query tiles of 128 rows are in flight, so that the tensor core multiplies for one
  * while the other is in softmax; at 256/256, where O leaves room for one only, the same goes for
- * two tiles of keys. Tiles of 128 keys without a visible key are skipped by all roles, each by itself.
+ * two tiles of keys. Tiles of 128 keys without a visible key are skipped by all roles, each by
+ * itself.
  *
  *   MMA    S0=Q0·K0 S1=Q1·K0 | O0+=P0·V0 S0=Q0·K1 | O1+=P1·V0 S1=Q1·K1 | O0+=P0·V1 ...
  *   softmax 0         [ max, 2^x, P0 ............ ]         [ ... ]
@@ -49,8 +50,8 @@
  *   o_full[tile]        commit            mma -> correction      a P·V has been added
  *   weight_full[tile]   128               softmax -> correction  what O is to be multiplied by
  *   weight_free[tile]   128               correction -> softmax  that has been read
- * place = query tile, or parity of the key tile where there is one query tile. A slot's K and V have
- * a barrier each, since clean does not wait for K and could miss a phase. Factors need no
+ * place = query tile, or parity of the key tile where there is one query tile. A slot's K and V
+ * have a barrier each, since clean does not wait for K and could miss a phase. Factors need no
  * barrier back: the next S of the place is asked for after p_ready.
  *
  * Clocks for 128 keys, by unit (256 query rows at 192/128; 128 at 256/256)
@@ -99,7 +100,7 @@ __device__ __forceinline__ void load_keys(const struct mla_mha100_args &x, const
         if (MLA_MUTATED(1, false, true))
             mbarrier_wait(smem + L::FREE + 8 * at->stage, at->phase ^ 1);
         mbarrier_arrive_expect_tx(full, MLA_MUTATED(2, L::SLOT - 128, L::SLOT));
-        tma_load_3d(smem + L::RING + at->stage * L::SLOT, &x.k, full, c * 64, w.head_kv,
+        tma_load_3d(smem + L::RING + at->stage * L::SLOT, &x.maps.k, full, c * 64, w.head_kv,
                     (int)w.kv_start + key);
         at->next();
     }
@@ -118,7 +119,7 @@ __device__ __forceinline__ void load_values(const struct mla_mha100_args &x,
         mbarrier_arrive_expect_tx(full, L::SLOT);
 #pragma unroll
         for (int c = 0; c < L::D_V / 64; c++)
-            tma_load_3d(slot + c * L::V_KEYS * 128, &x.v, full, c * 64, w.head_kv,
+            tma_load_3d(slot + c * L::V_KEYS * 128, &x.maps.v, full, c * 64, w.head_kv,
                         (int)w.kv_start + key + i * L::V_KEYS);
         at->next();
     }
@@ -139,9 +140,9 @@ __device__ __forceinline__ void load_queries(const struct mla_mha100_args &x,
 #pragma unroll 1
         for (int c = 0; c < L::K_SLOTS; c++) {
             const bool low = c * 64 < x.a.q_split;
-            tma_load_3d(smem + L::Q + (t * L::K_SLOTS + c) * L::SLOT, low ? &x.q : &x.q_rope, full,
-                        low ? c * 64 : c * 64 - x.a.q_split, w.head, (int)w.batch + t * L::ROWS,
-                        L2_EVICT_FIRST);
+            tma_load_3d(smem + L::Q + (t * L::K_SLOTS + c) * L::SLOT,
+                        low ? &x.maps.q : &x.maps.q_rope, full, low ? c * 64 : c * 64 - x.a.q_split,
+                        w.head, (int)w.batch + t * L::ROWS, L2_EVICT_FIRST);
         }
     }
 }
@@ -155,9 +156,9 @@ template <class L> __device__ __forceinline__ void load(const struct mla_mha100_
     u32 q_phases = ~0u; /* the places are free at first */
     const bool leader = elect_one();
     if (leader) {
-        tma_prefetch_map(&x.q);
-        tma_prefetch_map(&x.k);
-        tma_prefetch_map(&x.v);
+        tma_prefetch_map(&x.maps.q);
+        tma_prefetch_map(&x.maps.k);
+        tma_prefetch_map(&x.maps.v);
     }
     for (int n = 0; nth_work<L>(x, n, &w); n++) {
         struct mha_walk walk;

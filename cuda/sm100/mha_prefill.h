@@ -5,7 +5,7 @@
 #define MLA_CUDA_SM100_MHA_PREFILL_H
 
 #include "any/mha.h"
-#include "tensor_map.h"
+#include "mha_maps.h"
 
 #ifdef __cplusplus
 extern "C" {
@@ -14,13 +14,11 @@ extern "C" {
 enum {
     MLA_MHA100_KEYS = 128, /* of a tile */
     MLA_MHA100_ROWS = 128, /* of a query tile; a block holds one or two */
-    MLA_MHA100_BOX = 64    /* columns of a box: 128 bytes, the swizzle's span */
 };
 
-/* Maps are of [rows, heads, width] elements. Boxes: 128 rows of q, q_rope and k, and as many of v
- * as fill 16 KB with all its columns (64 at two query tiles, 32 at one). */
+/* Boxes of the maps: 128 rows of q, q_rope and k, and as many of v as fill 16 KB with all its columns (64 at two query tiles, 32 at one). */
 struct mla_mha100_args {
-    struct mla_tensor_map q, q_rope, k, v;
+    struct mla_mha_maps maps;
     struct mla_mha_args a;
     int32_t works;       /* query tiles of the pass times heads */
     int32_t out_aligned; /* out and its strides are multiples of 16 bytes */

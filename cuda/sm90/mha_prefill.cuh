@@ -202,9 +202,9 @@ __device__ __forceinline__ void load_q(const struct mla_mha_sm90_args &args, u32
                 int row = (int)r.batch + wg * MHA_WG_ROWS;
                 /* Columns past the last are zeros of whichever map. */
                 if (c * 64 < args.a.q_split || args.a.q_split == args.a.d_qk)
-                    tma_load_3d(to, &args.q, full, c * 64, row, r.head);
+                    tma_load_3d(to, &args.maps.q, full, c * 64, r.head, row);
                 else
-                    tma_load_3d(to, &args.q_rope, full, c * 64 - args.a.q_split, row, r.head);
+                    tma_load_3d(to, &args.maps.q_rope, full, c * 64 - args.a.q_split, r.head, row);
             }
         }
         __syncwarp();
@@ -225,8 +225,8 @@ __device__ __forceinline__ void load_k(const struct mla_mha_sm90_args &args, u32
         mbarrier_arrive_expect_tx(full, S::k_bytes);
 #pragma unroll
         for (int c = 0; c < S::D_QK / 64; c++)
-            tma_load_3d(smem + S::k_at + stage * S::k_bytes + c * S::KEYS * 128, &args.k, full,
-                        c * 64, (int)(kv_start + key0), head_kv);
+            tma_load_3d(smem + S::k_at + stage * S::k_bytes + c * S::KEYS * 128, &args.maps.k, full,
+                        c * 64, head_kv, (int)(kv_start + key0));
     }
     __syncwarp();
 }
@@ -262,8 +262,8 @@ __device__ __forceinline__ void load_v(const struct mla_mha_sm90_args &args, u32
         mbarrier_arrive_expect_tx(bar, S::v_bytes);
 #pragma unroll
         for (int c = 0; c < S::D_V / 64; c++)
-            tma_load_3d(to + c * S::KEYS * 128, &args.v, bar, c * 64, (int)(kv_start + key0),
-                        head_kv);
+            tma_load_3d(to + c * S::KEYS * 128, &args.maps.v, bar, c * 64, head_kv,
+                        (int)(kv_start + key0));
     }
     __syncwarp();
     if (clean)

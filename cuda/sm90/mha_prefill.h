@@ -4,7 +4,7 @@
 #define MLA_CUDA_SM90_MHA_PREFILL_H
 
 #include "any/mha.h"
-#include "tensor_map.h"
+#include "mha_maps.h"
 
 #ifdef __cplusplus
 extern "C" {
@@ -15,11 +15,10 @@ enum { MLA_MHA_SM90_HEADS = 16, MLA_MHA_SM90_WG_ROWS = 64 };
 
 struct mla_mha_sm90_args {
     struct mla_mha_args a;
-    /* Dimensions d, rows, heads; boxes of 64 elements of 64 rows (q) or of a key tile (k, v). */
-    struct mla_tensor_map q, q_rope, k, v;
-    int32_t works;       /* query tiles times heads */
-    int32_t group;       /* heads at a time */
-    int32_t wide_stores; /* rows of out are multiples of 16 bytes apart */
+    struct mla_mha_maps maps; /* boxes of 64 rows (q) or of a key tile (k, v) */
+    int32_t works;            /* query tiles times heads */
+    int32_t group;            /* heads at a time */
+    int32_t wide_stores;      /* rows of out are multiples of 16 bytes apart */
 };
 
 /* The block that holds these widths; function NULL if none does. keys: of its key tiles. */
