@@ -20,8 +20,8 @@ enum { WIDTH = 720, HEIGHT = 420, LEFT = 70, BOTTOM = 50, TOP = 20, RIGHT = 150 
 
 /* --------------------------------------------------------- sets of rows */
 
-/* Rows of one line of a chart: same heads, same topk and cache, prefill-like. A problem's setting is
- * its string without its batch. */
+/* Rows of one line of a chart: same heads, same topk and cache, prefill-like. A problem's setting
+ * is its string without its batch. */
 static void setting_of(const struct route_row *row, char *text, size_t bytes)
 {
     const char *at = strstr(row->problem, "batch=");
@@ -86,8 +86,9 @@ static double py(const struct axes *a, double y)
 static void begin_chart(FILE *f, const struct axes *a, const char *x_name, const char *y_name)
 {
     fprintf(f, "<svg viewBox=\"0 0 %d %d\" width=\"%d\">\n", WIDTH, HEIGHT, WIDTH);
-    for (double x = pow(2, ceil(log2(a->x0))); x <= a->x1 * 1.0001; x *= 2) {
-        bool label = fmod(log2(x), a->x1 / a->x0 > 300 ? 2 : 1) == 0;
+    for (int e = (int)ceil(log2(a->x0)); exp2(e) <= a->x1 * 1.0001; e++) {
+        double x = exp2(e);
+        bool label = e % (a->x1 / a->x0 > 300 ? 2 : 1) == 0;
         fprintf(f, "<line x1=\"%.1f\" y1=\"%d\" x2=\"%.1f\" y2=\"%d\" class=\"g\"/>\n", px(a, x),
                 TOP, px(a, x), HEIGHT - BOTTOM);
         if (label && x >= 1024)
@@ -97,11 +98,13 @@ static void begin_chart(FILE *f, const struct axes *a, const char *x_name, const
             fprintf(f, "<text x=\"%.1f\" y=\"%d\" class=\"c\">%g</text>\n", px(a, x),
                     HEIGHT - BOTTOM + 18, x);
     }
-    for (double y = pow(10, ceil(log10(a->y0) - 1e-9)); y <= a->y1 * 1.0001; y *= 10)
+    for (int e = (int)ceil(log10(a->y0) - 1e-9); pow(10, e) <= a->y1 * 1.0001; e++) {
+        double y = pow(10, e);
         fprintf(f,
                 "<line x1=\"%d\" y1=\"%.1f\" x2=\"%d\" y2=\"%.1f\" class=\"g\"/>"
                 "<text x=\"%d\" y=\"%.1f\" class=\"r\">%g</text>\n",
                 LEFT, py(a, y), WIDTH - RIGHT, py(a, y), LEFT - 6, py(a, y) + 4, y);
+    }
     fprintf(f,
             "<text x=\"%d\" y=\"%d\" class=\"c\">%s</text><text transform=\"translate(16,%d) "
             "rotate(-90)\" class=\"c\">%s</text>\n",

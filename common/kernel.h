@@ -41,8 +41,8 @@ struct mla_job {
 
 struct mla_kernel {
     const char *name; /* file stem, plus tile if several */
-    mla_backend backend;
     const char *architecture;
+    mla_backend backend;
     mla_proof proof;
     bool last_resort;                /* slow: chosen only where no other row serves any route */
     unsigned routes, forms, formats; /* MLA_BIT sets; formats of mla_cache_format */

@@ -217,8 +217,8 @@ static int64_t crossover_of(const struct mla_route_table *table, const struct ml
     mla_problem p;
     int64_t found = 0;
     mla_curve_problem(c, &p);
-    for (double s = log2(64); s <= log2((double)c->queries[c->num_queries - 1]); s += 1.0 / 64) {
-        int64_t n = (int64_t)exp2(s);
+    for (int step = 6 * 64; exp2(step / 64.0) <= (double)c->queries[c->num_queries - 1]; step++) {
+        int64_t n = (int64_t)exp2(step / 64.0);
         double masked, sparse, unused;
         mla_curves_cost(table, &p, MLA_ROUTE_MASKED_MHA, n, n, &masked, &unused);
         mla_curves_cost(table, &p, MLA_ROUTE_SPARSE_MQA, n, n, &sparse, &unused);
@@ -295,7 +295,8 @@ static json_t *table_json(const struct tune *t)
 
 /* ------------------------------------------------------------------ verify */
 
-/* A mixed batch within the grid: log-uniform lengths, few enough requests to try all assignments. */
+/* A mixed batch within the grid: log-uniform lengths, few enough requests to try all
+ * assignments. */
 static double uniform(uint64_t key, uint64_t *index)
 {
     return (double)(mla_random_word(key, (*index)++) >> 11) * 0x1p-53;

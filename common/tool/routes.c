@@ -80,13 +80,13 @@ static int by_value(const void *a, const void *b)
 static mla_status time_row(const struct route_bench *b, struct mla_case *k, struct run_result *r,
                            struct route_row *row)
 {
-    double times[MOST_REPEATS], spent = 0, seconds;
+    double times[MOST_REPEATS], spent = 0;
     int n = 0;
     mla_status status = mla_run_case(k, r); /* warms up, allocates */
-    for (; !status && n < b->repeats && (n < 2 || spent < LONG_ENOUGH) && !interrupted; n++) {
-        status = r->device ? mla_device_case_time(r->device, &seconds) : mla_run_again(k, r);
-        times[n] = r->device ? seconds : r->seconds;
-        spent += times[n];
+    while (!status && n < b->repeats && (n < 2 || spent < LONG_ENOUGH) && !interrupted) {
+        status = r->device ? mla_device_case_time(r->device, &r->seconds) : mla_run_again(k, r);
+        times[n++] = r->seconds;
+        spent += r->seconds;
     }
     if (status || n == 0)
         return status;
