@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
-# Registers, static shared memory and spills of the kernels in CUDA files, as ptxas reports them: the
-# table of docs/performance.md.
+# Registers, static shared memory and spills of the kernels in CUDA files, as ptxas reports them:
+# the table of docs/performance.md.
 #   bench/kernel_table.sh [FILE.cu...]     (default: cuda/any/*.cu)
 # MLA_ARCHS: architectures, default "80 90 120f". Nothing is linked or run; needs nvcc.
 set -u -o pipefail

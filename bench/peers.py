@@ -5,10 +5,11 @@
     bench/peers.py FILE... [--mla build/mla] [--repeats 25] [--csv]
 
 FILE is a problem file in expanded form (`mla make --form expanded`), one request or several of one
-length. Peers are what can be imported; today PyTorch's scaled_dot_product_attention, once with each of
-its backends that takes the shape (cuDNN, flash, efficient). Times: CUDA events, three warm-ups, median
-of the repeats with 256 MB written before each (cold) and the mean back to back (warm). Each peer's
-output goes to a result file, which `mla check FILE --against` judges by its own bounds.
+length. Peers are what can be imported; today PyTorch's scaled_dot_product_attention, once with
+each of its backends that takes the shape (cuDNN, flash, efficient). Times: CUDA events, three
+warm-ups, median of the repeats with 256 MB written before each (cold) and the mean back to back
+(warm). Each peer's output goes to a result file, which `mla check FILE --against` judges by its own
+bounds.
 """
 import argparse
 import json

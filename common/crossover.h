@@ -3,8 +3,8 @@
  * mla_context_load_crossovers load, and routing reads.
  *
  * A curve holds one setting (heads, dims, cache format, q dtype, topk): for every route a grid of
- * rates, useful FLOP a second over (query tokens, keys before them), and an overhead, seconds that a
- * batch pays once for using the route at all. Between grid points log(rate) is linear in
+ * rates, useful FLOP a second over (query tokens, keys before them), and an overhead, seconds that
+ * a batch pays once for using the route at all. Between grid points log(rate) is linear in
  * log2(queries) and log2(keys + 64); beyond the grid it is held. Between curves that differ in
  * heads alone, it is linear in log(heads). So cost has no steps anywhere. */
 #ifndef MLA_COMMON_CROSSOVER_H

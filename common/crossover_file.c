@@ -282,7 +282,8 @@ void mla_crossovers_free(struct mla_route_table *table)
     mla_free(table);
 }
 
-/* Does the file's second line speak of this backend? What is no such file is judged by the reader. */
+/* Does the file's second line speak of this backend? What is no such file is judged by the
+ * reader. */
 static bool for_backend(const char *path, mla_backend backend)
 {
     char line[LINE_BYTES], want[32];

@@ -8,18 +8,18 @@
  * one group the two math warpgroups take the 128-key steps in turn, each with candidates of its own
  * for every row, joined in the end; with two groups each has rows of its own.
  *
- * Reduction. Both engines give a thread 4 keys x 16 of 64 columns, so that all weights of a unit are
- * 64 registers of a thread; if a lane had a key and all its columns, they would be 256 registers, or
- * 256 reads of shared memory a unit beside the products' own. Three shuffles a row then leave every
- * lane with one key's sum: from there on a lane owns a key.
+ * Reduction. Both engines give a thread 4 keys x 16 of 64 columns, so that all weights of a unit
+ * are 64 registers of a thread; if a lane had a key and all its columns, they would be 256
+ * registers, or 256 reads of shared memory a unit beside the products' own. Three shuffles a row
+ * then leave every lane with one key's sum: from there on a lane owns a key.
  *
  * Top-k in the same pass. A row's state (select.cuh) is a buffer of candidates and a floor. When
  * the buffer is full for the first time, the K largest stay, and 256 buckets between their smallest
  * and their largest score count what comes in afterwards. As soon as the buckets from some edge up
- * hold K candidates, the floor rises to that edge: it only ever tightens, and what it turns away has
- * K better ones. So the buffer fills again only after some K more; then the K largest stay, and the
- * buckets are cut anew. The last select takes the K largest of what is left, in the total order of
- * docs/index.md: the list is exact whatever the floor did in between.
+ * hold K candidates, the floor rises to that edge: it only ever tightens, and what it turns away
+ * has K better ones. So the buffer fills again only after some K more; then the K largest stay, and
+ * the buckets are cut anew. The last select takes the K largest of what is left, in the total order
+ * of docs/index.md: the list is exact whatever the floor did in between.
  *
  * Shared memory, bytes          fp8                  bf16
  *   queries                     2 x 32768            65536
@@ -515,8 +515,9 @@ __device__ __forceinline__ u64 fma_pair(float low, float high, u64 b, u64 c)
 #endif
 }
 
-/* 32 sums of a thread, two keys x 16 columns of a chunk, on to the partial sums of its rows. x[4 i +
- * 2 j + e] is key j and column 8 i + 2 (lane % 4) + e: so both wgmma and tcgen05.ld 16x256b have it. */
+/* 32 sums of a thread, two keys x 16 columns of a chunk, on to the partial sums of its rows. x[4 i
+ * + 2 j + e] is key j and column 8 i + 2 (lane % 4) + e: so both wgmma and tcgen05.ld 16x256b have
+ * it. */
 template <bool BF16, int HP, class T>
 __device__ __forceinline__ void add_heads(const T *x, const u64 *w, int chunk, int half, int heads,
                                           u64 (&sum)[columns<HP>::CHUNK_ROWS][4])

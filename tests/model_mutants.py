@@ -16,7 +16,8 @@ import subprocess
 import sys
 
 SCHEDULES = ["eager", "late", "random:1", "random:2", "random:3"]
-LINE = re.compile(r'^(MUTANT|SURVIVES)\((\w+), (\d+), ((?:"(?:[^"\\]|\\.)*"(?:,\s*|\s+)?)+)\)', re.M)
+LINE = re.compile(r'^(MUTANT|SURVIVES)\((\w+), (\d+), '
+                  r'((?:"(?:[^"\\]|\\.)*"(?:,\s*|\s+)?)+)\)', re.M)
 TEXT = re.compile(r'"((?:[^"\\]|\\.)*)"')
 
 
@@ -47,7 +48,8 @@ def run(mla, family, schedule, kernel, problem, mutant):
     env.pop("MLA_KERNEL", None)
     try:
         done = subprocess.run(
-            [mla, "check", "--backend", "model", "--schedule", schedule, "--kernel", kernel, problem],
+            [mla, "check", "--backend", "model", "--schedule", schedule, "--kernel", kernel,
+             problem],
             env=env, capture_output=True, text=True, timeout=240, errors="replace")
     except subprocess.TimeoutExpired:
         return "no end after 240 s"
@@ -98,7 +100,8 @@ def main():
             bad += wrong
             if table:
                 said = said.replace("|", "/")
-                print(f"| {stem} {family} {number} | {texts[0]} | {schedule or 'not caught'} | {said} |")
+                print(f"| {stem} {family} {number} | {texts[0]} | "
+                      f"{schedule or 'not caught'} | {said} |")
             else:
                 print(f"{'FAIL' if wrong else 'ok  '} {family} {stem} {number}: {texts[0]}: "
                       f"{schedule or 'not caught'}: {said}", flush=True)

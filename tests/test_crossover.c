@@ -249,7 +249,8 @@ static void plans_follow_the_table(void **state)
     p.cu_seqlens_q = starts;
     p.seq_lens_kv = keys;
 
-    /* By FLOP masked MHA wins at 4096; a table in which sparse MQA runs 100 times faster turns it. */
+    /* By FLOP masked MHA wins at 4096; a table in which sparse MQA runs 100 times faster turns
+     * it. */
     assert_ok(mla_plan_create(context, &p, NULL, &plan));
     assert_ok(mla_plan_request(plan, 0, &info));
     assert_int_equal(info.route, MLA_ROUTE_MASKED_MHA);

@@ -6,11 +6,11 @@
  *
  *   counting   q = 0 and values of +-1: the output is a mean, and a single key that is lost, read
  *              twice or taken from elsewhere changes it by more than rounding may
- *   needle     keys carry their number as digits in one-hot form, each query asks for one key with a
- *              score so high that nothing else has weight: the output is that key's value, bit by bit
+ *   needle     keys carry their number as one-hot digits, each query asks for one key with a
+ *              score so high that nothing else has weight: the output is that key's value
  *
- * Parts that do not fit the device's memory are named and left out. Exit 77 = skipped (no device). A
- * word on the command line keeps the parts whose name holds it. */
+ * Parts that do not fit the device's memory are named and left out. Exit 77 = skipped (no device).
+ * A word on the command line keeps the parts whose name holds it. */
 #include "mla/cache.h"
 #include "mla/index.h"
 

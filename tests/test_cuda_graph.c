@@ -2,9 +2,10 @@
 // labels: cuda
 // timeout: 300
 /* mla_run in a CUDA graph: captured once, replayed while the contents behind its addresses change
- * (queries, caches, lists, their lengths, and the requests' lengths too); beside it the same plan on
- * a second stream, and two streams at once with different contents. Every result must have the bits
- * of a run of its own, and the first ones are judged by the bound. Exit 77 = skipped (no device). */
+ * (queries, caches, lists, their lengths, and the requests' lengths too); beside it the same plan
+ * on a second stream, and two streams at once with different contents. Every result must have the
+ * bits of a run of its own, and the first ones are judged by the bound. Exit 77 = skipped (no
+ * device). */
 #include <stdio.h>
 
 #ifndef MLA_WITH_CUDA

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 // labels: cuda
 /* Cache records and top-k in CUDA graphs: captured once, replayed while values, slots and scores
- * change behind the same addresses, beside a second stream that works on other data. Everything must
- * have the CPU's bits. Exit 77 = skipped (no device). */
+ * change behind the same addresses, beside a second stream that works on other data. Everything
+ * must have the CPU's bits. Exit 77 = skipped (no device). */
 #include <stdio.h>
 
 #ifndef MLA_WITH_CUDA

@@ -1,10 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 // labels: cuda
 /* Layers that share their top-k indices (mla_tensors.same_lists): masks that an earlier run left in
- * the workspace are used again. Seen from outside: with the promise, a run whose lists have meanwhile
- * become nonsense gives the bits of the first one, and without it does not; where the mask cannot be
- * kept (several passes, several jobs, routes that read lists) the lists in hand count. On a CUDA
- * device, or with the word "model" on the functional model. Exit 77 = skipped, with the reason. */
+ * the workspace are used again. Seen from outside: with the promise, a run whose lists have
+ * meanwhile become nonsense gives the bits of the first one, and without it does not; where the
+ * mask cannot be kept (several passes, several jobs, routes that read lists) the lists in hand
+ * count. On a CUDA device, or with the word "model" on the functional model. Exit 77 = skipped,
+ * with the reason. */
 #include "common/kernel.h"
 #include "common/tool/case.h"
 

@@ -123,7 +123,8 @@ static mla_tensor both(struct merge *m, void *host, size_t bytes, const int64_t 
     return (mla_tensor){host, {stride[0], stride[1]}};
 }
 
-/* Row 0 is empty in all parts, row 1 in all but one, others here and there; empty parts hold NaN. */
+/* Row 0 is empty in all parts, row 1 in all but one, others here and there; empty parts hold
+ * NaN. */
 static void fill(struct merge *m, const struct shape *s)
 {
     for (int64_t i = 0; i < s->parts; i++) {

@@ -4,8 +4,8 @@
 /* The proof that checks notice bugs of the device kernels themselves: those of
  * validation/mutants.def, injected in mqa.cuh, mha.cuh and combine.cu (cuda/mutant.cuh), each over
  * four fills. Every one must be caught by H, T, z, drift or the exact count, and the right kernel
- * must pass. On a CUDA device this program links kernels of its own, compiled with bugs inside; with
- * the word "model" it runs the functional model's. --table prints what caught what. Exit 77 =
+ * must pass. On a CUDA device this program links kernels of its own, compiled with bugs inside;
+ * with the word "model" it runs the functional model's. --table prints what caught what. Exit 77 =
  * skipped, with the reason. */
 #include "common/format.h"
 #include "common/kernel.h"

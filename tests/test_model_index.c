@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 // labels: model
 // timeout: 300
-/* mla/index.h in the functional model: the indexer's kernels of sm_100, sm_90 and sm_80, and the selection
- * that they share, beside the CPU under several
+/* mla/index.h in the functional model: the indexer's kernels of sm_100, sm_90 and sm_80, and the
+ * selection that they share, beside the CPU under several
  * schedules. Lists are exact for the device's own
  * scores, scores are within the bound of docs/index.md, and where no sum rounds all is bit-equal.
  *

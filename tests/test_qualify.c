@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Records of mla qualify: written, read back, damaged, of other devices; and whom they let serve. */
+/* Records of mla qualify: written, read back, damaged, of other devices; and whom they let
+ * serve. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>

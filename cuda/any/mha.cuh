@@ -262,8 +262,10 @@ __device__ __forceinline__ void softmax(float s[MT][8][4], float o[MT][D / 8][4]
             best[0] = fmaxf(best[0], __shfl_xor_sync(~0u, best[0], 1));
             best[0] = fmaxf(best[0], __shfl_xor_sync(~0u, best[0], 2));
             /* Both sides of a rescale use the same rounded products; -inf before the first key. */
-            float base = best[0] == -CUDART_INF_F && !MUTANT(FIRST_TILE) ? 0 : __fmul_rn(best[0], scale);
-            /* Not contracted: a maximum that stays must give exactly 1, or the sum drifts from O. */
+            bool none = best[0] == -CUDART_INF_F && !MUTANT(FIRST_TILE);
+            float base = none ? 0 : __fmul_rn(best[0], scale);
+            /* Not contracted: a maximum that stays must give exactly 1, or the sum drifts from
+             * O. */
             shrink[half] = ex2_approx_ftz(__fmul_rn(top[m][half], scale) - base);
             moved |= best[0] != top[m][half];
             top[m][half] = best[0];

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Absorbed-form attention, host side: what all engines share (request table, launches, combine), and
- * the engine and rows of any GPU from sm_80: which tile a request gets, how its keys are split.
+/* Absorbed-form attention, host side: what all engines share (request table, launches, combine),
+ * and the engine and rows of any GPU from sm_80: which tile a request gets, how its keys are split.
  * Device side: mqa.cuh, combine.cu. */
 #include "mqa.h"
 
@@ -413,8 +413,8 @@ static int tile_of(int64_t rows)
     return rows <= 16 ? 0 : rows <= 32 ? 1 : 2;
 }
 
-/* Times of a tile over a list, on an H100, relative to each other (docs/performance.md: 16, 32 and 64
- * heads): a tile takes as long for one row as for all. */
+/* Times of a tile over a list, on an H100, relative to each other (docs/performance.md: 16, 32 and
+ * 64 heads): a tile takes as long for one row as for all. */
 static const int list_cost[TILES] = {177, 316, 540};
 
 /* Heads that fill no tile of 64 rows may take less time in smaller ones: 48 in three of 16, 96 in

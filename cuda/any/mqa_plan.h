@@ -3,7 +3,7 @@
  * An engine is what differs from one architecture's kernels to another's; request tables, splits,
  * combine and projections are the same for all. A row names its engine; each engine has two rows.
  *
- *   prepare: mla_mqa_prepare cuts the requests into tiles and key splits as the engine says and puts
+ *   prepare: mla_mqa_prepare cuts the requests into tiles and key splits as the engine says, puts
  *            the request table on the device; mla_mqa_part_bytes of the workspace hold partial
  *            results
  *   run:     mla_mqa_launch, with q and out wherever they lie (a latent row passes its absorbed q
@@ -42,8 +42,8 @@ struct mla_mqa_engine {
     const char *name;   /* for sentences */
     int num_tiles;      /* at most MLA_MQA_TILES */
     size_t most_shared; /* bytes of shared memory of a block; 0 = what the device has */
-    /* Beyond what mla_mqa_supports has checked for all: the device, the cache, lists. If not, writes
-     * why as a clause. */
+    /* Beyond what mla_mqa_supports has checked for all: the device, the cache, lists. If not,
+     * writes why as a clause. */
     bool (*supports)(const struct mla_job *job, char *why, size_t bytes);
     struct mla_mqa_cut (*cut)(const struct mla_job *job, const struct mla_request *request);
     struct mla_mqa_tile (*tile)(const mla_problem *problem, int tile);

@@ -75,9 +75,9 @@ __device__ __forceinline__ float score_of(uint32_t bits)
     return __uint_as_float(bits >> 31 ? bits & 0x7FFFFFFFu : ~bits);
 }
 
-/* x such that exactly k of the n > k >= 1 items are >= x, and the largest item. A radix select whose
- * digits cover just the range that is left, so that scores of one binade spread over all bins: two
- * rounds as a rule. */
+/* x such that exactly k of the n > k >= 1 items are >= x, and the largest item. A radix select
+ * whose digits cover just the range that is left, so that scores of one binade spread over all
+ * bins: two rounds as a rule. */
 template <class TEAM>
 static __device__ uint64_t find_floor(const TEAM &team, const uint64_t *items, int n, int k,
                                       uint64_t *largest)

@@ -3,8 +3,8 @@
  * models an instruction needs this header; kernels never see it.
  *
  * Time. One cluster of blocks runs at a time, in one OS thread; its threads are fibers that switch
- * only inside model functions. What hardware does behind a thread's back (a copy, an MMA, a commit, a
- * remote arrive) is a model_op: issued by a thread, run later, when the schedule says (enum
+ * only inside model functions. What hardware does behind a thread's back (a copy, an MMA, a commit,
+ * a remote arrive) is a model_op: issued by a thread, run later, when the schedule says (enum
  * model_schedule). The ranges that an op reads and writes are marked from issue until it has run,
  * and every access in between is checked against the marks.
  *
@@ -150,9 +150,9 @@ void model_wake_all(struct model_queue *queue);
 /* Lets others run, where the schedule likes to; every visible step of a thread calls it. */
 void model_step(void);
 
-/* A collective of the lanes in mask (clipped to those that exist): the last lane to arrive calls run
- * with every lane's argument, then all go on. Lanes that arrive at something else, at another line
- * or with another mask are an error. run may put results into *args[lane]. */
+/* A collective of the lanes in mask (clipped to those that exist): the last lane to arrive calls
+ * run with every lane's argument, then all go on. Lanes that arrive at something else, at another
+ * line or with another mask are an error. run may put results into *args[lane]. */
 void model_collective(const char *name, uint32_t mask,
                       void (*run)(struct model_warp *warp, uint32_t mask, void *const args[32]),
                       void *arg, struct model_at here);
@@ -196,7 +196,8 @@ struct model_op *model_op_new(const char *name, void (*run)(struct model_op *op)
  * this one is ordered after), bytes written are not being read or written (same exception). */
 void model_op_reads(struct model_op *op, struct model_space *space, uint32_t at, uint32_t bytes);
 void model_op_writes(struct model_op *op, struct model_space *space, uint32_t at, uint32_t bytes);
-/* Order: after one op, after all that are now in a group, after the chain's last (and becomes it). */
+/* Order: after one op, after all that are now in a group, after the chain's last (and becomes
+ * it). */
 void model_op_after(struct model_op *op, struct model_op *before);
 void model_op_after_group(struct model_op *op, struct model_group *group);
 void model_op_in_chain(struct model_op *op, struct model_chain *chain);

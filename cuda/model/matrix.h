@@ -26,8 +26,8 @@ int model_type_bytes(operand_type type);
 float model_element(operand_type type, uint32_t bits);
 
 /* Address of the 16-byte unit that holds element (mn, k) and those after it in its major direction;
- * k and mn in units along that direction: K-major unit (mn, u) holds k = u * 16 / bytes on, MN-major
- * unit (u, k) holds mn = u * 16 / bytes on. */
+ * k and mn in units along that direction: K-major unit (mn, u) holds k = u * 16 / bytes on,
+ * MN-major unit (u, k) holds mn = u * 16 / bytes on. */
 uint32_t model_unit_k_major(const struct model_matrix *m, uint32_t mn, uint32_t unit);
 uint32_t model_unit_mn_major(const struct model_matrix *m, uint32_t unit, uint32_t k);
 

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* The CUDA runtime's functions over the model. The environment says what is modelled: MLA_MODEL_SM
- * (80, 90, 100, 120; 100 if not set), MLA_MODEL_SMS (processors, 4), MLA_MODEL_SCHEDULE (eager, late,
- * random:SEED). It is read at every launch: a program may change it between launches. */
+ * (80, 90, 100, 120; 100 if not set), MLA_MODEL_SMS (processors, 4), MLA_MODEL_SCHEDULE (eager,
+ * late, random:SEED). It is read at every launch: a program may change it between launches. */
 #include "cuda_runtime_api.h"
 
 #include "launch.h"

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The scheduler: ready threads, sleeping threads, and ops that may run. Threads switch straight from
- * one to the next; the launching thread's own context is taken up again only at the end. */
+/* The scheduler: ready threads, sleeping threads, and ops that may run. Threads switch straight
+ * from one to the next; the launching thread's own context is taken up again only at the end. */
 #include "schedule.h"
 
 #include <stdio.h>

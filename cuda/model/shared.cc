@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Memory with a shadow: what every byte's state allows. Shared memory of the cluster, by address. */
+/* Memory with a shadow: what every byte's state allows. Shared memory of the cluster, by
+ * address. */
 #include "count.h"
 #include "schedule.h"
 

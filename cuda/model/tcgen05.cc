@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* tcgen05 of the functional model: tensor memory's allocation, loads and stores. Results of ld reach
- * the kernel's registers at wait::ld, poison before. mma, cp and commit: tcgen05_mma.cc. */
+/* tcgen05 of the functional model: tensor memory's allocation, loads and stores. Results of ld
+ * reach the kernel's registers at wait::ld, poison before. mma, cp and commit: tcgen05_mma.cc. */
 #include "count.h"
 #include "tensor.h"
 #include "tmem.h"

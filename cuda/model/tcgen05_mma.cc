@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* tcgen05.mma, cp and commit of the functional model. All that a thread issues of them runs in the
- * order of issue (one chain); what others may see of it passes through a commit. Where the layouts of
- * D and of A in tensor memory come from: docs/verification.md. */
+ * order of issue (one chain); what others may see of it passes through a commit. Where the layouts
+ * of D and of A in tensor memory come from: docs/verification.md. */
 #include "count.h"
 #include "matrix.h"
 #include "tensor.h"

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Tensor cores, tensor memory and TMA of the functional model: what ptx/{wgmma,tcgen05,tma}.cuh call
- * in place of the instructions. Every function acts for the calling thread. */
+/* Tensor cores, tensor memory and TMA of the functional model: what ptx/{wgmma,tcgen05,tma}.cuh
+ * call in place of the instructions. Every function acts for the calling thread. */
 #ifndef MLA_MODEL_TENSOR_H
 #define MLA_MODEL_TENSOR_H
 

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* State of the modelled tensor instructions beside the engine's: per block its tensor memory, per
- * warp its accumulators and loads under way, per thread its chain of MMAs and groups of bulk copies.
+ * warp its accumulators and loads under way, per thread its chain of MMAs and groups of bulk
+ * copies.
  *
  * Order between tensor instructions of different threads goes through tcgen05's fences. The model
  * keeps a clock of tensor events; a warp knows when one of its lanes last fenced before and after a

@@ -47,8 +47,8 @@ static uint32_t box_bytes(const struct box *box)
     return box->gather ? 4 * bytes : bytes;
 }
 
-/* From row to row in shared memory: a row narrower than the swizzle leaves the rest of its span alone
- * (seen on an H100). */
+/* From row to row in shared memory: a row narrower than the swizzle leaves the rest of its span
+ * alone (seen on an H100). */
 static uint32_t box_pitch(const struct model_tensor_map *map)
 {
     uint32_t row = box_row_bytes(map);
@@ -61,8 +61,8 @@ static uint32_t box_room(const struct box *box)
     return box_bytes(box) / box_row_bytes(&box->map) * box_pitch(&box->map);
 }
 
-/* Rows of the box in the order of shared memory: which bytes [first, first + bytes) of row `row` lie
- * in the tensor, and where. */
+/* Rows of the box in the order of shared memory: which bytes [first, first + bytes) of row `row`
+ * lie in the tensor, and where. */
 struct piece {
     char *global;
     uint32_t first, bytes; /* bytes = 0: none */
@@ -97,7 +97,8 @@ static struct piece piece_of(const struct box *box, uint32_t row)
     return p;
 }
 
-/* Shared offset of byte i of a box at `start`, a multiple of 16: the swizzle follows the address. */
+/* Shared offset of byte i of a box at `start`, a multiple of 16: the swizzle follows the
+ * address. */
 static uint32_t unit_place(uint32_t start, uint32_t i, int swizzle)
 {
     uint32_t address = start + i + MODEL_SHARED_BASE;

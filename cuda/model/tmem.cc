@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Checks of tensor memory. Cells of 16 lanes of a column are the grain of order; single words that of
- * initialisation. */
+/* Checks of tensor memory. Cells of 16 lanes of a column are the grain of order; single words that
+ * of initialisation. */
 #include "tmem.h"
 
 #include <stdio.h>

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* wgmma of the functional model. A warp's part of an instruction, 16 rows, is one op; the warps of a
- * warpgroup must agree on what they issue. Accumulators live in the model from the first instruction
- * on them until the wait that covers the last: meanwhile the kernel's registers hold poison, and
- * whoever writes them is found out at the wait. */
+/* wgmma of the functional model. A warp's part of an instruction, 16 rows, is one op; the warps of
+ * a warpgroup must agree on what they issue. Accumulators live in the model from the first
+ * instruction on them until the wait that covers the last: meanwhile the kernel's registers hold
+ * poison, and whoever writes them is found out at the wait. */
 #include "count.h"
 #include "matrix.h"
 #include "tensor.h"

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Lists of asm operands for instructions with up to 128 registers: MLA_NAMES_n is "%0, %1, ...", and
- * MLA_OPERANDS_n(c, r) is the operands c(r[0]), c(r[1]), ... that these names stand for. They come
- * first in the asm statement, so that their numbers are the same in every instruction. */
+/* Lists of asm operands for instructions with up to 128 registers: MLA_NAMES_n is "%0, %1, ...",
+ * and MLA_OPERANDS_n(c, r) is the operands c(r[0]), c(r[1]), ... that these names stand for. They
+ * come first in the asm statement, so that their numbers are the same in every instruction. */
 #ifndef MLA_CUDA_PTX_REGISTERS_CUH
 #define MLA_CUDA_PTX_REGISTERS_CUH
 

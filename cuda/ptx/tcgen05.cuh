@@ -39,7 +39,8 @@ __host__ __device__ constexpr u32 umma_idesc(int m, int n, operand_type a, opera
            (u32)trans_b << 16 | (u32)(n >> 3) << 17 | (u32)(m >> 4) << 24;
 }
 
-/* Writes the address of `columns` (32, 64, ... 512) fresh columns to shared memory; waits for them. */
+/* Writes the address of `columns` (32, 64, ... 512) fresh columns to shared memory; waits for
+ * them. */
 template <int G> __device__ __forceinline__ void tcgen05_alloc(u32 smem_dst, u32 columns MLA_AT)
 {
     static_assert(G == 1 || G == 2, "CTA group: 1 or 2");

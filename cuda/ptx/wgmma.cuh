@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* wgmma.mma_async (sm_90a): D (64 x N, f32) = A (64 x K) * B (K x N) [+ D], K = 32 bytes, issued by
  * the four warps of a warpgroup. Warp w of it holds rows 16 w + g and + 8 of D (g = lane / 4, t =
- * lane % 4): d[4 i], d[4 i + 1] = [g][8 i + 2 t, + 1], d[4 i + 2], d[4 i + 3] the same of row g + 8;
- * A in registers has the rows and columns of mma.sync's A.
+ * lane % 4): d[4 i], d[4 i + 1] = [g][8 i + 2 t, + 1], d[4 i + 2], d[4 i + 3] the same of row g +
+ * 8; A in registers has the rows and columns of mma.sync's A.
  *
  * Order: wgmma_fence() once registers of D or A were written by other code; the instructions; one
  * wgmma_commit() a group; wgmma_wait<n>() until all but the newest n groups are done; only then are
@@ -18,8 +18,8 @@
 #include "model/tensor.h"
 #endif
 
-/* Matrix descriptor: start address, leading and stride offsets in bytes (multiples of 16), swizzle 0,
- * 32, 64 or 128 (bytes). For what the offsets mean see docs/verification.md. */
+/* Matrix descriptor: start address, leading and stride offsets in bytes (multiples of 16), swizzle
+ * 0, 32, 64 or 128 (bytes). For what the offsets mean see docs/verification.md. */
 __device__ __forceinline__ u64 wgmma_desc(u32 smem, u32 leading, u32 stride, int swizzle)
 {
     u64 code = swizzle == 128 ? 1 : swizzle == 64 ? 2 : swizzle == 32 ? 3 : 0;
@@ -61,9 +61,9 @@ template <int PENDING> __device__ __forceinline__ void wgmma_wait(MLA_AT0)
 #endif
 }
 
-/* Keeps the compiler from moving uses of the registers across this place; no instruction. Behind the
- * wait for D; before wgmma_fence for what D and A start from, or ptxas puts fences of its own between
- * the instructions. */
+/* Keeps the compiler from moving uses of the registers across this place; no instruction. Behind
+ * the wait for D; before wgmma_fence for what D and A start from, or ptxas puts fences of its own
+ * between the instructions. */
 template <int N> __device__ __forceinline__ void wgmma_bind(float (&d)[N])
 {
 #ifdef MLA_MODEL

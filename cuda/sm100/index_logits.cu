@@ -11,13 +11,14 @@
  *   13-15     nothing
  *
  * A unit, 128 keys x up to 256 columns, is summed in one of two TMEM stages, one a math warpgroup:
- * TMEM columns 0-255 and 256-511, all 512. tcgen05.ld 16x256b of 64 columns brings 16 keys to a warp.
+ * TMEM columns 0-255 and 256-511, all 512. tcgen05.ld 16x256b of 64 columns brings 16 keys to a
+ * warp.
  *
  * Shared memory and the barriers of keys and queries: index_stream.cuh. And
  *   sums full, per stage (1)    commit                         math
  *   sums empty (4)              math warps, all loaded         MMA
- * The keys of a unit are released when its sums are full, which says that all MMAs issued before are
- * complete.
+ * The keys of a unit are released when its sums are full, which says that all MMAs issued before
+ * are complete.
  *
  * Cycles of a unit with 4 rows of 64 heads, D 128, fp8 (from instruction rates, not measured):
  *   MMA      4 x 128 = 512

@@ -19,8 +19,9 @@ enum {
     LEAST_BOX_ROWS = 8 /* smaller pages: more TMA instructions than rows are worth */
 };
 static const int tile_rows[TILES] = {16, 32, 64, 128}; /* 128: a pair of CTAs */
-/* Keys of a split, at least: to start and end a block takes some 4 us, and 2048 keys of a bf16 cache
- * come in 44 us at an SM's share of the memory. Lists are short: half the latency is worth more. */
+/* Keys of a split, at least: to start and end a block takes some 4 us, and 2048 keys of a bf16
+ * cache come in 44 us at an SM's share of the memory. Lists are short: half the latency is worth
+ * more. */
 static const int64_t least_keys[TILES] = {2048, 2048, 4096, 4096}, least_of_list = 1024;
 
 static bool supports(const struct mla_job *job, char *why, size_t bytes)

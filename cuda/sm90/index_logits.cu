@@ -9,8 +9,8 @@
  *   8-11      load: keys, scales and page lookups (cp.async), queries
  *
  * A warpgroup takes its unit, 128 keys x up to 256 columns, in pieces of 64 keys x 128 columns: 64
- * accumulators a thread. While it adds the heads of one piece, the other warpgroup multiplies. Padded
- * heads are 32 at least, and at least 128 columns are multiplied.
+ * accumulators a thread. While it adds the heads of one piece, the other warpgroup multiplies.
+ * Padded heads are 32 at least, and at least 128 columns are multiplied.
  *
  * Shared memory and barriers: index_stream.cuh. Keys of a unit are released when the last piece's
  * products are complete.
@@ -21,9 +21,9 @@
  *   max      128 x 256 at 64 a cycle = 512; fma 256
  * The tensor cores bound it.
  *
- * fp8 products. The tensor cores of sm_90 align the products of an instruction and the running sum to
- * the largest and keep 13 bits of fraction below it: scores have the wider bound of docs/index.md.
- * bf16 is summed in fp32. */
+ * fp8 products. The tensor cores of sm_90 align the products of an instruction and the running sum
+ * to the largest and keep 13 bits of fraction below it: scores have the wider bound of
+ * docs/index.md. bf16 is summed in fp32. */
 #include "../index_stream.cuh"
 #include "../element.cuh"
 #include "../ptx/launch.cuh"

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Absorbed-form attention over top-k lists on sm_90, host side: the engine of
- * sparse_mqa_prefill.cuh and its rows. They stand behind mqa_any's in the table: taken by name only,
- * until they are measured on silicon. */
+ * sparse_mqa_prefill.cuh and its rows. They stand behind mqa_any's in the table: taken by name
+ * only, until they are measured on silicon. */
 #include "sparse_mqa_prefill.h"
 
 #include "any/mqa_plan.h"

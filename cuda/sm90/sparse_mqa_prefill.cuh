@@ -202,7 +202,8 @@ __device__ __forceinline__ void load_row(const struct mla_mqa_cache &c, const st
     }
 }
 
-/* A group's rows to a stage, of both blocks of a cluster (other: shared memory of the other one). */
+/* A group's rows to a stage, of both blocks of a cluster (other: shared memory of the other
+ * one). */
 template <class S>
 __device__ __forceinline__ void store_row(u32 smem, u32 other, u32 stage, int group, int rank,
                                           const struct row_pieces &r)
@@ -247,8 +248,8 @@ __device__ __forceinline__ void gather_works(const struct mla_sparse_sm90_args &
     const int rank = S::CLUSTER == 2 ? (int)cluster_ctarank() : 0;
     const u32 other = S::CLUSTER == 2 ? mapa(smem, rank ^ 1) : 0;
     const int warp = threadIdx.x / 32;
-    /* Counts of works, of works with keys and of blocks of keys, from which slots, stages and phases
-     * follow: registers are short here. */
+    /* Counts of works, of works with keys and of blocks of keys, from which slots, stages and
+     * phases follow: registers are short here. */
     u32 works = 0, loads = 0, blocks = 0;
     for (int index = blockIdx.x / S::CLUSTER;; index += gridDim.x / S::CLUSTER) {
         const bool stop = index >= args.works;

@@ -240,10 +240,10 @@ typedef struct mla_tensors {
     mla_tensor out;             /* [T, H, dv] (absorbed [T, H, L]), out_dtype */
     mla_tensor lse;             /* [T, H]; both strides free */
     mla_tensor max_logits;      /* [T, H]: largest softmax_scale·q·k, sink not included */
-    /* A promise: an earlier run of this plan in this workspace had the same mask, lists and run-time
-     * lengths, and nobody has written to the workspace since. Layers that share their top-k indices
-     * say so from the second one on: what the first made of the lists (bits of masked MHA on CUDA) is
-     * used again. Where a plan has nothing to keep, it changes nothing. */
+    /* A promise: an earlier run of this plan in this workspace had the same mask, lists and
+     * run-time lengths, and nobody has written to the workspace since. Layers that share their
+     * top-k indices say so from the second one on: what the first made of the lists (bits of masked
+     * MHA on CUDA) is used again. Where a plan has nothing to keep, it changes nothing. */
     bool same_lists;
 } mla_tensors;
 

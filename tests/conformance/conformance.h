@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* The conformance suite: small kernels that use one instruction each way that libmla's kernels do,
- * and report what came out. Built by nvcc it records a GPU's answers; built for the functional model
- * it must give the same, bit for bit. */
+ * and report what came out. Built by nvcc it records a GPU's answers; built for the functional
+ * model it must give the same, bit for bit. */
 #ifndef MLA_TESTS_CONFORMANCE_H
 #define MLA_TESTS_CONFORMANCE_H
 
@@ -20,8 +20,8 @@ struct conform_args {
     uint64_t p[12]; /* parameters of the case */
 };
 
-/* Runs a case: out starts as 0xEEEEEEEE words, of which the first `words` are the answer. The kernel
- * gets 200 KiB of dynamic shared memory. */
+/* Runs a case: out starts as 0xEEEEEEEE words, of which the first `words` are the answer. The
+ * kernel gets 200 KiB of dynamic shared memory. */
 void conform_run(const char *name, const void *kernel, unsigned blocks, unsigned cluster,
                  unsigned threads, struct conform_args *args, size_t words);
 

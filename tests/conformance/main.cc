@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* conformance FILE           runs all cases and writes the answers to FILE (--record FILE: the same)
+/* conformance FILE           runs all cases and writes the answers to FILE (or --record FILE)
  * conformance --check FILE   runs all cases and compares; names each case that differs and where
  * Exit: 0 all well, 1 a difference or an error, 77 no device or no file to compare with.
  *

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* mbarrier's phases and bytes, remote arrives, addresses in a cluster, named barriers, cp.async with
- * its arrive. */
+/* mbarrier's phases and bytes, remote arrives, addresses in a cluster, named barriers, cp.async
+ * with its arrive. */
 #include "conformance.h"
 
 #include "ptx/barrier.cuh"

@@ -42,8 +42,8 @@ template <class T> static __device__ void fill(u32 base, u32 bytes)
     __syncthreads();
 }
 
-/* p: 0 offset of A, 1 LBO, 2 SBO, 3 swizzle, 4 to 7 the same of B, 8 steps of k, 9 bytes A advances a
- * step, 10 those of B, 11 whether D starts from numbers. */
+/* p: 0 offset of A, 1 LBO, 2 SBO, 3 swizzle, 4 to 7 the same of B, 8 steps of k, 9 bytes A advances
+ * a step, 10 those of B, 11 whether D starts from numbers. */
 template <class T, int N, int TRANS_A, int TRANS_B, bool REGISTERS>
 __global__ void __launch_bounds__(128) multiply(const __grid_constant__ conform_args args)
 {

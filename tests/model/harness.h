@@ -26,7 +26,8 @@ struct test_launch {
 enum { OUT_WORDS = 1 << 17 };
 extern uint32_t *test_out, *test_in; /* OUT_WORDS each */
 
-/* Runs under eager, late and three random schedules; every output must pass check, and be the same. */
+/* Runs under eager, late and three random schedules; every output must pass check, and be the
+ * same. */
 void test_right(const char *name, const struct test_launch *launch, struct test_args *args,
                 bool (*check)(const struct test_args *args));
 

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Order around tensor memory: one small attention-like chain (S = A B^T, P = S / 64 back into tensor
- * memory, O = P V), right, and with one mistake at a time. */
+/* Order around tensor memory: one small attention-like chain (S = A B^T, P = S / 64 back into
+ * tensor memory, O = P V), right, and with one mistake at a time. */
 #include "harness.h"
 #include "tests.h"
 

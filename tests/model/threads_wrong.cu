@@ -359,8 +359,8 @@ __global__ void greedy(const __grid_constant__ test_args args)
     args.out[threadIdx.x] = 1;
 }
 
-/* Two blocks. Rank 1 reaches into rank 0 when that has gone, waits at its barrier, or arrives at one
- * whose making rank 0 did not publish. */
+/* Two blocks. Rank 1 reaches into rank 0 when that has gone, waits at its barrier, or arrives at
+ * one whose making rank 0 did not publish. */
 __global__ void pairs(const __grid_constant__ test_args args)
 {
     u32 smem = dynamic_smem(), rank = cluster_ctarank();

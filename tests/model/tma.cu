@@ -93,7 +93,8 @@ static int in_bounds(int v, int n)
     return v >= 0 && v < n;
 }
 
-/* input: rows of 128 words of which the tensor has 96 columns of 16 bits and 40 rows; box 64 x 16 */
+/* input: rows of 128 words of which the tensor has 96 columns of 16 bits and 40 rows; box 64 x
+ * 16 */
 static u32 element(const uint32_t *in, int column, int row)
 {
     return in_bounds(column, 96) && in_bounds(row, 40)

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* The part of the CUDA runtime's interface that libmla uses, as the functional model provides it:
- * device memory is host memory, a launch runs the grid to its end. Names and meanings are CUDA's. */
+ * device memory is host memory, a launch runs the grid to its end. Names and meanings are
+ * CUDA's. */
 #ifndef MLA_MODEL_CUDA_RUNTIME_API_H
 #define MLA_MODEL_CUDA_RUNTIME_API_H
 
