@@ -1,17 +1,32 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
-"""Times other libraries' attention on a problem file, on the GPU, and lets `mla check` judge them.
+"""Times other libraries' attention beside libmla's on the same problems, on the GPU, and lets
+`mla check` judge every result.
 
-    bench/peers.py FILE... [--mla build/mla] [--repeats 25] [--csv]
+    bench/peers.py PROBLEM... [--mla build/mla] [--repeats 25] [--rows 16] [--reference]
+                              [--json FILE]
 
-FILE is a problem file in expanded form (`mla make --form expanded`), one request or several of one
-length. Peers are what can be imported; today PyTorch's scaled_dot_product_attention, once with
-each of its backends that takes the shape (cuDNN, flash, efficient). Times: CUDA events, three
-warm-ups, median of the repeats with 256 MB written before each (cold) and the mean back to back
-(warm). Each peer's output goes to a result file, which `mla check FILE --against` judges by its own
-bounds.
+PROBLEM is a problem file or a problem string in quotes ('attend form=absorbed ...'). Peers are what
+can be imported:
+
+  expanded form   torch            scaled_dot_product_attention by cuDNN, flash, efficient
+                  flash_attn       flash_attn_interface (3) or flash_attn (2)
+                  flashinfer       single_prefill_with_kv_cache, one request
+  absorbed form   flash_mla        flash_mla_sparse_fwd (lists, bf16), flash_mla_with_kvcache
+                                   (decode: bf16 pages of 64; lists over fp8_ds_mla)
+                  flashinfer       mla.BatchMLAPagedAttentionWrapper (no lists, bf16 pages)
+
+A peer that takes heads in multiples of 64 only gets zero heads beside the problem's; padding them
+is not timed, computing them is. Times: CUDA events, three warm-ups, then before each repeat 256 MB
+are written (L2) and the device sleeps, so that launching stays out; cold = median, warm = mean of
+calls back to back. libmla's own times come from `mla bench --routes auto` (same method), run before
+and after the peers; the ratio is libmla's median over the peer's. Each peer's output goes to a
+result file, which `mla check --against` judges by its own bounds; `rel` is its relative Frobenius
+error against libmla's fp64 reference, where that is asked for (--reference).
 """
 import argparse
+import contextlib
+import importlib
 import json
 import os
 import statistics
@@ -22,22 +37,25 @@ import tempfile
 
 import torch
 
-DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32, "I32": torch.int32}
+DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32, "F64": torch.float64,
+          "I32": torch.int32, "U8": torch.uint8}
 
+
+# ------------------------------------------------------------------------------------------- files
 
 def load(path):
     """Tensors and metadata of a safetensors file."""
     with open(path, "rb") as file:
-        data = bytearray(file.read())
-    size = struct.unpack("<Q", data[:8])[0]
-    header = json.loads(data[8:8 + size].decode())
+        size = struct.unpack("<Q", file.read(8))[0]
+        header = json.loads(file.read(size).decode())
+    data = torch.from_file(path, size=os.path.getsize(path), dtype=torch.uint8)
     meta = header.pop("__metadata__", {})
     tensors = {}
     for name, about in header.items():
         if about["dtype"] in DTYPES:
             first, last = about["data_offsets"]
-            flat = torch.frombuffer(data, dtype=torch.uint8)[8 + size + first:8 + size + last]
-            tensors[name] = flat.clone().view(DTYPES[about["dtype"]]).reshape(about["shape"])
+            flat = data[8 + size + first:8 + size + last].clone()
+            tensors[name] = flat.view(DTYPES[about["dtype"]]).reshape(about["shape"])
     return tensors, meta
 
 
@@ -52,7 +70,10 @@ def save(path, name, tensor):
         file.write(struct.pack("<Q", len(header)) + header + flat)
 
 
+# ------------------------------------------------------------------------------------------- times
+
 def time_of(call, repeats):
+    """Microseconds of a call, L2 cold (median) and back to back (mean)."""
     flush = torch.empty(256 << 20, dtype=torch.uint8, device="cuda")
     start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     for _ in range(3):
@@ -60,11 +81,13 @@ def time_of(call, repeats):
     cold = []
     for _ in range(repeats):
         flush.zero_()
+        torch.cuda._sleep(3_000_000)  # some 1.6 ms, while the host launches
         start.record()
         call()
         stop.record()
         stop.synchronize()
         cold.append(start.elapsed_time(stop) * 1e3)
+    torch.cuda._sleep(12_000_000)
     start.record()
     for _ in range(10):
         call()
@@ -73,81 +96,320 @@ def time_of(call, repeats):
     return statistics.median(cold), start.elapsed_time(stop) * 1e2
 
 
-def sdpa(tensors, meta):
-    """Name, call, and call's output as [T, H, d_v], for each backend."""
+def ours(mla, text, repeats):
+    """libmla's rows of the problem: [(kernel, cold, warm)]."""
+    done = subprocess.run([mla, "bench", "--backend", "cuda", "--routes", "auto", "--repeats",
+                           str(repeats), "--json", "-", text],
+                          capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        print("  libmla:", (done.stderr.strip().splitlines() or ["failed"])[-1][:200])
+        return []
+    rows = json.loads(done.stdout)
+    rows = rows.get("results", rows.get("rows", rows)) if isinstance(rows, dict) else rows
+    return [(r["kernel"], r["median_us"], r["warm_us"]) for r in rows if "median_us" in r]
+
+
+# ------------------------------------------------------------------------------------------- peers
+# Each yields (name, call, out): call is timed, out() gives its result as [T, H, d_v].
+
+def optional(name):
+    with contextlib.suppress(Exception):
+        return importlib.import_module(name)
+    return None
+
+
+def lengths(tensors):
+    starts = tensors["cu_seqlens_q"].tolist()
+    return [b - a for a, b in zip(starts, starts[1:])], tensors["seq_lens_kv"].tolist()
+
+
+def same(values, what):
+    if any(v != values[0] for v in values):
+        raise ValueError(f"want requests of one {what}")
+    return values[0]
+
+
+def expanded_peers(tensors, meta):
+    queries, keys = lengths(tensors)
+    batch, seq_q, seq_kv = len(keys), same(queries, "query length"), same(keys, "length")
+    if seq_q != seq_kv:
+        raise ValueError("want new tokens alone, no context")
+    if "topk_indices" in tensors or "mask" in tensors or "attn_sink" in tensors:
+        raise ValueError("want no lists, no mask and no sink")
+    q, k, v = (tensors[n].cuda().view(batch, seq_kv, *tensors[n].shape[1:]) for n in "qkv")
+    heads, d_v = q.shape[2], v.shape[3]
+    scale = float(meta.get("softmax_scale", q.shape[3] ** -0.5))
+    causal = meta.get("causal", "true") in ("1", "true")
     from torch.nn.attention import SDPBackend, sdpa_kernel
-    starts, keys = tensors["cu_seqlens_q"].tolist(), tensors["seq_lens_kv"].tolist()
-    batch, length = len(keys), keys[0]
-    if any(n != length for n in keys) or any(b - a != length for a, b in zip(starts, starts[1:])):
-        raise ValueError("want requests of one length, all of it new tokens")
-    if "topk_indices" in tensors or "mask" in tensors:
-        raise ValueError("want no lists and no mask")
-    q, k, v = (tensors[n].cuda().view(batch, length, *tensors[n].shape[1:]).transpose(1, 2)
-               for n in "qkv")
-    scale = float(meta["softmax_scale"]) if "softmax_scale" in meta else None
-    causal = meta.get("causal", "1") in ("1", "true")
+    tq, tk, tv = (x.transpose(1, 2) for x in (q, k, v))
     for backend in (SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION,
                     SDPBackend.EFFICIENT_ATTENTION):
-        def call(backend=backend):
+        def sdpa(backend=backend):
             with sdpa_kernel(backend):
                 return torch.nn.functional.scaled_dot_product_attention(
-                    q, k, v, is_causal=causal, scale=scale, enable_gqa=q.shape[1] != k.shape[1])
+                    tq, tk, tv, is_causal=causal, scale=scale, enable_gqa=heads != k.shape[2])
 
-        def out(call=call):
-            return call().transpose(1, 2).reshape(batch * length, q.shape[1], v.shape[3])
+        def sdpa_out(sdpa=sdpa):
+            return sdpa().transpose(1, 2).reshape(batch * seq_q, heads, d_v)
 
-        yield "sdpa_" + backend.name.split("_")[0].lower(), call, out
+        yield "torch " + backend.name.split("_")[0].lower(), sdpa, sdpa_out
+    for name in ("flash_attn_interface", "flash_attn"):
+        module = optional(name)
+        if module is not None and hasattr(module, "flash_attn_func"):
+            def flash(module=module):
+                out = module.flash_attn_func(q, k, v, softmax_scale=scale, causal=causal)
+                return out[0] if isinstance(out, tuple) else out
+
+            yield name, flash, lambda: flash().reshape(batch * seq_q, heads, d_v)
+            break
+    flashinfer = optional("flashinfer")
+    if flashinfer is not None and batch == 1:
+        def prefill():
+            return flashinfer.single_prefill_with_kv_cache(q[0], k[0], v[0], causal=causal,
+                                                           sm_scale=scale)
+
+        yield "flashinfer", prefill, prefill
 
 
-def judge(mla, problem, name, tensor):
+def global_lists(tensors, page_size):
+    """List entries as rows of the cache: kv_cache's pages, or the flat cache; -1 where invalid."""
+    queries, keys = lengths(tensors)
+    lists, rows, base, row0 = tensors["topk_indices"], [], 0, 0
+    counted = tensors.get("topk_lens")
+    for request, (n, length) in enumerate(zip(queries, keys)):
+        part = lists[row0:row0 + n].long()
+        position = torch.arange(n)[:, None] + length - n
+        good = (part >= 0) & (part <= position)
+        if counted is not None:
+            good &= torch.arange(part.shape[1])[None] < counted[row0:row0 + n, None]
+        part = part.clamp(0, length - 1)
+        if page_size:
+            table = tensors["page_table"][request].long()
+            part = table[part // page_size] * page_size + part % page_size
+        else:
+            part = part + base
+        rows.append(torch.where(good, part, -1).int())
+        base, row0 = base + length, row0 + n
+    return torch.cat(rows)
+
+
+def padded(q, heads):
+    """q [T, H, d] with zero heads up to the next size of FlashMLA's."""
+    want = 64 if heads <= 64 else 128
+    if heads == want:
+        return q
+    wide = torch.zeros(q.shape[0], want, q.shape[2], dtype=q.dtype, device=q.device)
+    wide[:, :heads] = q
+    return wide
+
+
+def flash_mla_peers(module, tensors, meta):
+    queries, keys = lengths(tensors)
+    q = tensors["q"].cuda()
+    tokens, heads, width = q.shape
+    scale = float(meta["softmax_scale"])
+    lists = "topk_indices" in tensors
+    cache = tensors.get("kv_cache")
+    if q.dtype != torch.bfloat16 or width != 576:
+        raise ValueError("flash_mla: want bf16 queries of width 576")
+    if "mask" in tensors:
+        raise ValueError("flash_mla: takes no mask")
+    sink = tensors["attn_sink"].cuda() if "attn_sink" in tensors else None
+    wide = padded(q, heads)
+    name = "flash_mla" + ("" if wide is q else f" (padded to {wide.shape[1]})")
+    fp8 = cache is not None and cache.dtype == torch.uint8
+    if fp8 and cache.shape[2] != 656:
+        raise ValueError("flash_mla: of packed caches it takes fp8_ds_mla")
+    if lists and not fp8:
+        if cache is None:
+            kv = torch.cat([tensors["kv_c"], tensors["k_pe"]], 1).cuda()
+        else:
+            kv = cache.reshape(-1, width).cuda()
+        at = global_lists(tensors, 0 if cache is None else cache.shape[1]).cuda()[:, None]
+        kv = kv[:, None].contiguous()
+
+        def sparse():
+            return module.flash_mla_sparse_fwd(wide, kv, at, scale, 512, sink)[0]
+
+        yield name, sparse, lambda: sparse()[:, :heads]
+        return
+    if cache is None:
+        raise ValueError("flash_mla: decoding wants a paged cache")
+    seq_q, batch = same(queries, "query length"), len(keys)
+    wide = wide.view(batch, seq_q, wide.shape[1], width)
+    plan = module.get_mla_metadata()[0]
+    if lists:
+        at = global_lists(tensors, cache.shape[1]).view(batch, seq_q, -1).cuda()
+        kv = cache.cuda()[:, :, None]
+
+        def decode():
+            return module.flash_mla_with_kvcache(
+                wide, kv, None, None, 512, plan, None, scale, False, True, at, sink)[0]
+    else:
+        if cache.shape[1] != 64:
+            raise ValueError("flash_mla: want pages of 64")
+        if sink is not None:
+            raise ValueError("flash_mla: dense decoding takes no sink")
+        wide = q.view(batch, seq_q, heads, width)
+        name = "flash_mla"
+        kv, table = cache.cuda()[:, :, None], tensors["page_table"].cuda()
+        used = torch.arange(table.shape[1])[None] < -(-tensors["seq_lens_kv"][:, None] // 64)
+        table = torch.where(used.cuda(), table, 0).contiguous()
+        seq_lens = tensors["seq_lens_kv"].cuda()
+
+        def decode():
+            return module.flash_mla_with_kvcache(wide, kv, table, seq_lens, 512, plan, None, scale,
+                                                 seq_q > 1)[0]
+
+    yield name, decode, lambda: decode().reshape(tokens, -1, 512)[:, :heads]
+
+
+def flashinfer_mla_peers(module, tensors, meta):
+    queries, keys = lengths(tensors)
+    cache = tensors.get("kv_cache")
+    if cache is None or cache.dtype == torch.uint8 or {"topk_indices", "mask"} & tensors.keys():
+        raise ValueError("flashinfer: want pages of 16-bit values and no lists")
+    q = tensors["q"].cuda()
+    page = cache.shape[1]
+    counts = [-(-n // page) for n in keys]
+    pages = torch.cat([row[:n] for row, n in zip(tensors["page_table"], counts)]).cuda()
+    first = torch.tensor([0] + counts).cumsum(0).int().cuda()
+    wrapper = module.mla.BatchMLAPagedAttentionWrapper(
+        torch.empty(128 << 20, dtype=torch.int8, device="cuda"))
+    wrapper.plan(tensors["cu_seqlens_q"].cuda(), first, pages, tensors["seq_lens_kv"].cuda(),
+                 q.shape[1], 512, q.shape[2] - 512, page, True, float(meta["softmax_scale"]),
+                 q.dtype, cache.dtype)
+    nope, rope = q[..., :512].contiguous(), q[..., 512:].contiguous()
+    kv_c, k_pe = cache[..., :512].contiguous().cuda(), cache[..., 512:].contiguous().cuda()
+
+    def decode():
+        return wrapper.run(nope, rope, kv_c, k_pe, return_lse=False)
+
+    yield "flashinfer", decode, decode
+
+
+def peers_of(tensors, meta):
+    """Peers of a problem; what none of them takes is said."""
+    if "k" in tensors:
+        sources = [lambda: expanded_peers(tensors, meta)]
+    elif "w_uk" in tensors:
+        print("  latent form: want expanded or absorbed")
+        return
+    else:
+        sources = []
+        for name, make in (("flash_mla", flash_mla_peers), ("flashinfer", flashinfer_mla_peers)):
+            module = optional(name)
+            if module is None:
+                print(f"  {name}: can't be imported")
+            else:
+                sources.append(lambda make=make, module=module: make(module, tensors, meta))
+    for source in sources:
+        try:
+            yield from source()
+        except ValueError as why:
+            print(f"  {why}")
+
+
+# --------------------------------------------------------------------------------------- judgement
+
+def pairs_of(tensors):
+    """Visible pairs of query and key."""
+    if "topk_indices" in tensors:
+        return int((global_lists(tensors, 0) >= 0).sum())
+    queries, keys = lengths(tensors)
+    return sum(n * (length - n) + n * (n + 1) // 2 for n, length in zip(queries, keys))
+
+
+def judge(mla, problem, name, tensor, rows):
+    """Verdict of mla check, and the share of its bound."""
     with tempfile.TemporaryDirectory() as folder:
-        path = os.path.join(folder, name + ".safetensors")
+        path = os.path.join(folder, "peer.safetensors")
         save(path, "out", tensor)
-        done = subprocess.run([mla, "check", problem, "--against", path, "--rows", "16"],
+        done = subprocess.run([mla, "check", problem, "--against", path, "--rows", str(rows)],
                               capture_output=True, text=True, check=False)
-        lines = (done.stdout or done.stderr).strip().splitlines()
-        return (lines[0].split()[0] if done.stdout and lines else "error"), lines[:1]
+        lines = (done.stdout or done.stderr).strip().splitlines() or ["nothing said"]
+        return lines[0].split()[0] if done.stdout else "error", lines[0]
+
+
+def error_of(mla, problem, tensor):
+    """Relative Frobenius error against the fp64 reference of all rows."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = os.path.join(folder, "want.safetensors")
+        subprocess.run([mla, "run", problem, "--precision", "fp64", "-o", path], check=True,
+                       capture_output=True)
+        want = load(path)[0]["out"].double()
+        return float((tensor.double().cpu() - want).norm() / want.norm())
+
+
+def measure(problem, a, table):
+    is_text = not os.path.exists(problem)
+    with tempfile.TemporaryDirectory() as folder:
+        path = problem
+        if is_text:
+            path = os.path.join(folder, "problem.safetensors")
+            made = subprocess.run([a.mla, "make", problem, "-o", path], capture_output=True,
+                                  text=True, check=False)
+            if made.returncode != 0:
+                print(f"{problem}\n  {made.stderr.strip()}")
+                return
+        print(problem)
+        tensors, meta = load(path)
+        wide = tensors["k"].shape[2] + tensors["v"].shape[2] if "k" in tensors else 576 + 512
+        flop = 2 * pairs_of(tensors) * tensors["q"].shape[1] * wide
+        best = {}
+
+        def row(name, cold, warm, verdict, rel):
+            ratio = f"{best['ours'] / cold:6.2f}" if "ours" in best and name[:6] != "libmla" else ""
+            tflops = flop / cold * 1e-6
+            print(f"  {name:<28} {cold:10.1f} {warm:10.1f} {tflops:8.1f} {ratio:>7}  "
+                  f"{'' if rel is None else f'{rel:.3e}':>10} {verdict}")
+            table.append({"problem": problem, "name": name, "cold_us": cold, "warm_us": warm,
+                          "tflops": tflops, "checked": verdict, "rel": rel})
+
+        def own():
+            if is_text:
+                for kernel, cold, warm in ours(a.mla, problem, a.repeats):
+                    best["ours"] = min(cold, best.get("ours", cold))
+                    row("libmla " + kernel, cold, warm, "", None)
+
+        own()
+        for name, call, out in peers_of(tensors, meta):
+            try:
+                cold, warm = time_of(call, a.repeats)
+                result = out()
+            except (RuntimeError, AssertionError, TypeError) as why:
+                print(f"  {name}: {(str(why).splitlines() or ['failed'])[0][:100]}")
+                continue
+            verdict, said = judge(a.mla, path, name, result, a.rows)
+            rel = error_of(a.mla, path, result) if a.reference else None
+            row(name, cold, warm, verdict, rel)
+            if verdict not in ("ok", "weak"):
+                print("   ", said)
+        own()
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("files", nargs="+")
+    parser.add_argument("problems", nargs="+", metavar="PROBLEM")
     parser.add_argument("--mla", default="build/mla")
     parser.add_argument("--repeats", type=int, default=25)
-    parser.add_argument("--csv", action="store_true")
+    parser.add_argument("--rows", type=int, default=16, help="rows judged of each result")
+    parser.add_argument("--reference", action="store_true", help="errors of all rows against fp64")
+    parser.add_argument("--json", metavar="FILE")
     a = parser.parse_args()
     if not torch.cuda.is_available():
         sys.exit("peers.py: PyTorch sees no GPU")
     about = torch.cuda.get_device_properties(0)
     print(f"# {about.name}, torch {torch.__version__}, cuDNN {torch.backends.cudnn.version()}")
-    print("peer,us_cold,us_warm,tflops,checked,file" if a.csv else
-          f"{'peer':<18} {'us(cold)':>10} {'us(warm)':>10} {'TFLOP/s':>8}  {'checked':<10} file")
-    for path in a.files:
-        tensors, meta = load(path)
-        if "k" not in tensors:
-            print(f"skip {path}: not in expanded form")
-            continue
-        heads, d_qk, d_v = tensors["q"].shape[1], tensors["q"].shape[2], tensors["v"].shape[2]
-        pairs = sum(n * (n + 1) / 2 for n in tensors["seq_lens_kv"].tolist())
-        try:
-            peers = list(sdpa(tensors, meta))
-        except ValueError as why:
-            print(f"skip {path}: {why}")
-            continue
-        for name, call, out in peers:
-            try:
-                cold, warm = time_of(call, a.repeats)
-            except RuntimeError as why:
-                print(f"skip {name}: {str(why).splitlines()[0][:100]}")
-                continue
-            verdict, said = judge(a.mla, path, name, out())
-            tflops = 2 * pairs * heads * (d_qk + d_v) / cold * 1e-6
-            if a.csv:
-                print(f"{name},{cold:.1f},{warm:.1f},{tflops:.1f},{verdict},{path}")
-            else:
-                print(f"{name:<18} {cold:10.1f} {warm:10.1f} {tflops:8.1f}  {verdict:<10} {path}")
-            if verdict not in ("ok", "weak"):
-                print("  ", *said)
+    print(f"% {'name':<28} {'us(cold)':>10} {'us(warm)':>10} {'TFLOP/s':>8} {'ours/it':>7}  "
+          f"{'rel error':>10} checked")
+    table = []
+    for problem in a.problems:
+        measure(problem, a, table)
+    if a.json:
+        with open(a.json, "w", encoding="utf-8") as file:
+            json.dump({"device": about.name, "torch": torch.__version__, "rows": table}, file,
+                      indent=1)
 
 
 if __name__ == "__main__":
