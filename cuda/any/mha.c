@@ -95,8 +95,7 @@ static int64_t tiles_of_a_pass(const struct mla_job *job, const struct mla_mha_p
 {
     if (!plan->words || !plan->engine->make_mask)
         return INT32_MAX;
-    int64_t fit =
-        (int64_t)(limit_of(job) / ((size_t)plan->words * (plan->engine->mask_bytes + 4)));
+    int64_t fit = (int64_t)(limit_of(job) / ((size_t)plan->words * (plan->engine->mask_bytes + 4)));
     return fit < 1 ? 1 : fit < INT32_MAX ? fit : INT32_MAX;
 }
 

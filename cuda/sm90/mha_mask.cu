@@ -82,7 +82,8 @@ __global__ void __launch_bounds__(THREADS) mha_mask_kernel(const struct mla_mask
     __syncthreads();
 
     /* A warp takes a word: lanes are row groups of 16 x warp + lane / 4 (8 of each warp's). */
-    u32 *out = a.mask + ((int64_t)blockIdx.x * a.words + word0) * 2 * (MLA_MHA_SM90_CHUNK_BYTES / 4);
+    u32 *out =
+        a.mask + ((int64_t)blockIdx.x * a.words + word0) * 2 * (MLA_MHA_SM90_CHUNK_BYTES / 4);
     for (int w = warp; w < words; w += THREADS / 32) {
         const int r = lane / 8 * 16 + lane % 8;
         u32 upper = bits[r][w], lower = bits[r + 8][w];

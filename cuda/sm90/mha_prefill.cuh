@@ -368,16 +368,16 @@ __device__ __forceinline__ void attend_works(const struct mla_mha_sm90_args &arg
                     release(smem + S::q_free + wg * 8);
                 k.next();
                 bool moved = weigh<S>(a, limit, tile, s, bits, top, sum, shrink, row);
-                wgmma_bind(s); /* all exponentials before the wait */
+                wgmma_bind(s);
+                /* It has ended. Its branch keeps the wait for P·V, which ptxas moves to the start of
+                 * its basic block, behind the exponentials. */
+                mbarrier_wait(smem + S::v_full + v.stage * 8, v.phase);
+                wgmma_wait<0>();
+                wgmma_bind(o);
                 if (moved) {
-                    wgmma_wait<0>();
-                    wgmma_bind(o);
 #pragma unroll
                     for (int i = 0; i < S::D_V / 2; i++)
                         o[i] *= MLA_MUTANT == 2 ? 1 : shrink[i / 2 & 1];
-                } else {
-                    wgmma_wait<0>();
-                    wgmma_bind(o);
                 }
                 release(smem + S::v_free + v.stage * 8);
                 v.next();

@@ -31,7 +31,7 @@ template <int D_QK_, int D_V_, int KEYS_, int STAGES_> struct mha_shape {
     static const u32 k_bytes = KEYS * D_QK * 2, v_bytes = KEYS * D_V * 2;
     static const u32 bits_wg_bytes = CHUNKS * MLA_MHA_SM90_CHUNK_BYTES;
     static const u32 k_at = 2 * q_wg_bytes, v_at = k_at + STAGES * k_bytes;
-    static const u32 bits_at = v_at + STAGES * v_bytes; /* two warpgroups a stage */
+    static const u32 bits_at = v_at + STAGES * v_bytes;               /* two warpgroups a stage */
     static const u32 tiles_at = bits_at + STAGES * 2 * bits_wg_bytes; /* 32 bytes: see tile_note */
     static const u32 works_at = tiles_at + STAGES * 32;               /* 32 bytes: see work_note */
     static const u32 barriers_at = works_at + MHA_WORKS * 32;
@@ -246,12 +246,10 @@ __device__ __forceinline__ void copy_rows(const struct mla_tensor_map *map,
 }
 
 template <class S, int D>
-__device__ __forceinline__ void copy_tile(const struct mla_tensor_map *boxes,
-                                          const struct mla_tensor_map *boxes_rest,
-                                          const struct mla_tensor_map *chunks,
-                                          const struct mla_tensor_map *chunks_rest, int split,
-                                          u32 to, u32 full, const struct key_tile<S> &t, int head,
-                                          int64_t kv_start)
+__device__ __forceinline__ void
+copy_tile(const struct mla_tensor_map *boxes, const struct mla_tensor_map *boxes_rest,
+          const struct mla_tensor_map *chunks, const struct mla_tensor_map *chunks_rest, int split,
+          u32 to, u32 full, const struct key_tile<S> &t, int head, int64_t kv_start)
 {
     if (t.whole) {
         if (elect_one())
@@ -373,8 +371,8 @@ __device__ __forceinline__ void load_keys(const struct mla_mha_sm90_args &args, 
             if (stop) {
                 st_shared(note, -1);
             } else {
-                st_shared(note, make_uint4((u32)r.head, (u32)r.count, (u32)(r.shift + r.first),
-                                           more));
+                st_shared(note,
+                          make_uint4((u32)r.head, (u32)r.count, (u32)(r.shift + r.first), more));
                 st_shared(note + 16, make_uint4((u32)r.batch, (u32)(r.batch >> 32), (u32)index, 0));
             }
             mbarrier_arrive(smem + S::work_full + slot.stage * 8);
@@ -439,7 +437,7 @@ __device__ __forceinline__ void load_values(const struct mla_mha_sm90_args &args
         mbarrier_wait(smem + S::work_full + slot.stage * 8, slot.phase);
         __syncwarp();
         const int head = ld_shared<int>(note);
-        const int index = head < 0 ? 0 : ld_shared<int>(note + 4 * WORK_INDEX);
+        const int index = ld_shared<int>(note + (head < 0 ? 0u : 4u * (u32)WORK_INDEX));
         release(smem + S::work_free + slot.stage * 8);
         slot.next();
         if (head < 0)
@@ -458,8 +456,8 @@ __device__ __forceinline__ void load_values(const struct mla_mha_sm90_args &args
             if (elect_one())
                 mbarrier_arrive_expect_tx(bar, S::v_bytes);
             __syncwarp();
-            copy_tile<S, S::D_V>(&args.maps.v, &args.maps.v, &args.chunks.v, &args.chunks.v,
-                                 S::D_V, to, bar, t, head_kv, r.segment->kv_start);
+            copy_tile<S, S::D_V>(&args.maps.v, &args.maps.v, &args.chunks.v, &args.chunks.v, S::D_V,
+                                 to, bar, t, head_kv, r.segment->kv_start);
             if (!clean) {
                 mbarrier_wait(raw, raw_phases >> v.stage & 1);
                 __syncwarp();
