@@ -77,9 +77,10 @@ __global__ void fill_mask(uint32_t *mask, int rows, int words, int topk, bool si
             int key = word * 32 + b;
             bool see = row + 1 <= topk;
             if (!see && sink)
-                see = key < 64 || key > row - topk / 4 ||
-                      hash((uint64_t)(row / 512) << 32 | key / 16) % (uint32_t)(row + 1) <
-                          (uint32_t)topk * 3 / 4;
+                see =
+                    key < 64 || key > row - topk / 4 ||
+                    (uint64_t)hash((uint64_t)(row / 512) << 32 | key / 16) * (uint32_t)(row + 1) >>
+                        32 < (uint32_t)topk * 3 / 4;
             else if (!see)
                 see = hash((uint64_t)row << 32 | key) % (uint32_t)(row + 1) < (uint32_t)topk;
             bits |= (uint32_t)(see && key <= row) << b;

@@ -226,6 +226,8 @@ static mla_status upload(const struct mla_job *job, struct mla_mha_plan *plan,
         return status;
     status = mla_cuda_allow_shared(plan->tile.function, plan->tile.shared_bytes,
                                    plan->engine->most_shared);
+    if (status == MLA_OK && plan->words && plan->engine->make_mask)
+        status = mla_cuda_allow_shared(plan->engine->mask_function(), plan->engine->mask_shared, 0);
     cudaError_t error = cudaSuccess;
     if (status == MLA_OK)
         error = cudaMalloc((void **)&plan->table, bytes + more);

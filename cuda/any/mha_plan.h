@@ -52,6 +52,8 @@ struct mla_mha_engine {
      * a row are then a multiple of 4. */
     size_t mask_bytes;
     mla_status (*make_mask)(const struct mla_mask_args *args, int64_t tiles, void *stream);
+    const void *(*mask_function)(void);
+    size_t mask_shared; /* its bytes of shared memory */
     size_t scratch_bytes; /* of one launch, at most 256 */
     /* Launches the attention of one pass. The context's device is current; args hold everything but
      * what lies behind q, k and v, which operands describe. */

@@ -7,12 +7,14 @@
  * 16 · warp + lane / 4 + 8 · half, key 8 · i + 2 · (lane % 4) + e. Chunks of a row block follow each
  * other, row blocks too: mask[(tile · 2 + block) · words · 2 + chunk].
  *
- * A block takes 64 rows and MASK_KEYS keys: 32 KB of bits in shared memory. Where a row has more
- * keys than that, its list is read once for every MASK_KEYS. Entries that are -1, out of range or in
+ * A block takes 64 rows and MASK_KEYS keys: 32 KB of bits in shared memory. A warp makes those of a
+ * row in bytes, one a key, since plain stores are faster than atomics; where a row has more keys than
+ * MASK_KEYS, its list is read once for every so many. Entries that are -1, out of range or in
  * the causal future are ignored. Keys that no row of the block can reach are left unwritten but for
  * the union. */
 #include "mha_prefill.h"
 #include "ptx/launch.cuh"
+#include "ptx/shared.cuh"
 #include "ptx/types.cuh"
 
 static const int THREADS = MLA_MHA_SM90_MASK_THREADS, ROWS = MLA_MHA_SM90_WG_ROWS,
@@ -22,6 +24,12 @@ static const int THREADS = MLA_MHA_SM90_MASK_THREADS, ROWS = MLA_MHA_SM90_WG_ROW
 __device__ __forceinline__ u32 nibble(u32 keys, int t)
 {
     return (keys >> 2 * t & 3) | (keys >> (2 * t + 8) & 3) << 4;
+}
+
+/* The lowest bits of four bytes, which are all that is set. */
+__device__ __forceinline__ u32 four(u32 bytes)
+{
+    return bytes * 0x10204080u >> 28;
 }
 
 __global__ void __launch_bounds__(THREADS) mha_mask_kernel(const struct mla_mask_args a)
@@ -44,31 +52,15 @@ __global__ void __launch_bounds__(THREADS) mha_mask_kernel(const struct mla_mask
         a.seq_lens_kv ? min(max(a.seq_lens_kv[s->index], 0), s->seq_len_kv) : s->seq_len_kv;
     const int shift = keys - s->query_len + 1; /* row i of the request sees keys below shift + i */
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+    const u32 flags = dynamic_smem() + (u32)warp * MLA_MHA_SM90_MASK_KEYS; /* a byte a key */
     const int past = shift + first + (2 - block) * ROWS - 1; /* of the tile's last row */
     if (word0 * 32 >= (a.causal ? min(keys, past) : keys))
         return;
 
-    if (a.indices) {
-        for (int i = threadIdx.x; i < ROWS * (WORDS + 1); i += THREADS)
-            (&bits[0][0])[i] = 0;
-        __syncthreads();
-        for (int r = warp; r < rows; r += THREADS / 32) {
-            const int64_t t = (int64_t)s->q_start + first + r;
-            const int32_t *list = a.indices + t * a.indices_stride;
-            int end = a.causal ? min(keys, shift + first + r) : keys;
-            int counted = a.topk_lens ? min(max(a.topk_lens[t], 0), a.topk) : a.topk;
-            int from = word0 * 32, until = min(end, from + words * 32);
-#pragma unroll 8
-            for (int e = lane; e < counted; e += 32) {
-                int j = list[e];
-                if (j >= from && j < until)
-                    atomicOr(&bits[r][(j - from) / 32], 1u << (j & 31));
-            }
-        }
-    } else {
-        for (int r = warp; r < ROWS; r += THREADS / 32) {
-            const int64_t t = (int64_t)s->q_start + first + r;
-            int end = a.causal ? min(keys, shift + first + r) : keys;
+    for (int r = warp; r < ROWS; r += THREADS / 32) {
+        const int64_t t = (int64_t)s->q_start + first + r;
+        const int end = a.causal ? min(keys, shift + first + r) : keys;
+        if (r >= rows || !a.indices) {
             for (int w = lane; w < WORDS; w += 32) {
                 int left = end - (word0 + w) * 32;
                 u32 word = 0;
@@ -77,7 +69,37 @@ __global__ void __launch_bounds__(THREADS) mha_mask_kernel(const struct mla_mask
                            (left >= 32 ? ~0u : (1u << left) - 1);
                 bits[r][w] = word;
             }
+            continue;
         }
+        for (int i = lane * 16; i < WORDS * 32; i += 512)
+            st_shared(flags + i, make_uint4(0, 0, 0, 0));
+        __syncwarp();
+        const int32_t *list = a.indices + t * a.indices_stride;
+        const int counted = a.topk_lens ? min(max(a.topk_lens[t], 0), a.topk) : a.topk;
+        const int from = word0 * 32, until = min(end, from + words * 32);
+        auto flag = [&](int e, int j) {
+            if (e < counted && j >= from && j < until)
+                st_shared(flags + (u32)(j - from), (unsigned char)1);
+        };
+        if (((uintptr_t)list | (uintptr_t)a.topk * 4) % 16 == 0) {
+#pragma unroll 4
+            for (int e = lane * 4; e < counted; e += 128) {
+                const int4 j = *(const int4 *)(list + e);
+                flag(e, j.x), flag(e + 1, j.y), flag(e + 2, j.z), flag(e + 3, j.w);
+            }
+        } else {
+            for (int e = lane; e < counted; e += 32)
+                flag(e, list[e]);
+        }
+        __syncwarp();
+        for (int w = lane; w < WORDS; w += 32) {
+            const uint4 low = ld_shared<uint4>(flags + w * 32),
+                        high = ld_shared<uint4>(flags + w * 32 + 16);
+            bits[r][w] = four(low.x) | four(low.y) << 4 | four(low.z) << 8 | four(low.w) << 12 |
+                         four(high.x) << 16 | four(high.y) << 20 | four(high.z) << 24 |
+                         four(high.w) << 28;
+        }
+        __syncwarp();
     }
     __syncthreads();
 

@@ -92,7 +92,8 @@ static mla_status make_mask(const struct mla_mask_args *a, int64_t tiles, void *
     int64_t slices = ((int64_t)a->words * 32 + MLA_MHA_SM90_MASK_KEYS - 1) / MLA_MHA_SM90_MASK_KEYS;
     MLA_CUDA(cudaLaunchKernel(mla_mha_sm90_mask_function(),
                               (dim3){(unsigned)(2 * tiles), (unsigned)slices, 1},
-                              (dim3){MLA_MHA_SM90_MASK_THREADS, 1, 1}, args, 0, stream));
+                              (dim3){MLA_MHA_SM90_MASK_THREADS, 1, 1}, args,
+                              MLA_MHA_SM90_MASK_SHARED, stream));
     return MLA_OK;
 }
 
@@ -104,6 +105,8 @@ static const struct mla_mha_engine engine = {
     .mask_bytes = MLA_MHA_SM90_ROWS / MLA_MHA_SM90_WG_ROWS * (32 / MLA_MHA_SM90_CHUNK) *
                   MLA_MHA_SM90_CHUNK_BYTES,
     .make_mask = make_mask,
+    .mask_function = mla_mha_sm90_mask_function,
+    .mask_shared = MLA_MHA_SM90_MASK_SHARED,
     .scratch_bytes = sizeof(uint32_t),
     .launch = launch,
 };

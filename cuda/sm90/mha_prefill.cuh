@@ -182,76 +182,113 @@ __device__ __forceinline__ void pack_weights(u32 (&p)[KEYS / 16][4], const float
             p[k][i] = T::pack(s[8 * k + 2 * i], s[8 * k + 2 * i + 1]);
 }
 
-/* Divides, adds the sink, writes out, lse and max_logits of this lane's rows. */
+/* Writes one lane's part of a row of out, of any type and address. */
 template <class S>
+__device__ __forceinline__ void store_row(const struct mla_mha_sm90_args &args,
+                                          const float (&o)[S::D_V / 2], int half, float weight,
+                                          int64_t at, bool there)
+{
+    const struct mla_mha_args &a = args.a;
+    const int t = threadIdx.x & 3;
+#pragma unroll
+    for (int j = 0; j < S::D_V / 32; j++) {
+        float x[4][2];
+        u32 two[4];
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+#pragma unroll
+            for (int e = 0; e < 2; e++)
+                x[i][e] = o[(j * 4 + i) * 4 + half * 2 + e] * weight;
+            int column = (j * 4 + i) * 8 + t * 2;
+            if (a.out_dtype == MLA_F32 && there && column < a.d_v)
+                *(float2 *)(a.out + (at + column) * 4) = make_float2(x[i][0], x[i][1]);
+            two[i] = a.out_dtype == MLA_BF16 ? cvt_rn_bf16x2_f32(x[i][0], x[i][1])
+                                             : cvt_rn_f16x2_f32(x[i][0], x[i][1]);
+        }
+        uint4 piece = transpose_quad(two[0], two[1], two[2], two[3]);
+        int column = (j * 4 + t) * 8;
+        if (a.out_dtype == MLA_F32 || !there || column >= a.d_v)
+            continue;
+        char *to = a.out + (at + column) * 2;
+        if (args.wide_stores) {
+            *(uint4 *)to = piece;
+        } else {
+            u32 *words = (u32 *)to;
+            words[0] = piece.x, words[1] = piece.y, words[2] = piece.z, words[3] = piece.w;
+        }
+    }
+}
+
+/* Divides, adds the sink, writes out, lse and max_logits of this lane's rows. */
+template <class T, class S>
 __device__ __forceinline__ void finish(const struct mla_mha_sm90_args &args, u32 note,
-                                       const float (&o)[S::D_V / 2], const float (&top)[2],
+                                       float (&o)[S::D_V / 2], const float (&top)[2],
                                        const float (&sum)[2], int row)
 {
     const struct mla_mha_args &a = args.a;
     const uint4 about = ld_shared<uint4>(note);
     const int head = (int)about.x, count = (int)about.y;
     const int64_t batch = ld_shared<int64_t>(note + 4 * WORK_BATCH);
-    const float sink = a.sink ? a.sink[head] * 1.4426950408889634f : -CUDART_INF_F;
     const int t = threadIdx.x & 3;
+    float weight[2], lse[2];
 #pragma unroll
     for (int half = 0; half < 2; half++) {
-        float total = sum[half];
+        float total = sum[half], best = top[half];
         total += __shfl_xor_sync(~0u, total, 1);
         total += __shfl_xor_sync(~0u, total, 2);
-        float best = top[half];
-        float lse = best == -CUDART_INF_F ? -CUDART_INF_F : best + log2f(total);
-        /* Weight of the keys beside the sink: 2^lse / (2^lse + 2^sink). */
-        float weight = best == -CUDART_INF_F ? 0 : 1 / total;
-        if (sink > -CUDART_INF_F) {
-            float high = fmaxf(lse, sink);
-            float both = isinf(high) ? high : high + log2f(exp2f(lse - high) + exp2f(sink - high));
-            weight = isinf(both) ? 0 : weight * exp2f(lse - both);
-            lse = both;
+        lse[half] = best == -CUDART_INF_F ? -CUDART_INF_F : best + log2f(total);
+        weight[half] = best == -CUDART_INF_F ? 0 : 1 / total;
+    }
+    if (a.sink) {
+        const float sink = a.sink[head] * 1.4426950408889634f;
+#pragma unroll
+        for (int half = 0; half < 2; half++) {
+            /* Weight of the keys beside the sink: 2^lse / (2^lse + 2^sink). */
+            float high = fmaxf(lse[half], sink);
+            float both =
+                isinf(high) ? high : high + log2f(exp2f(lse[half] - high) + exp2f(sink - high));
+            if (sink > -CUDART_INF_F) {
+                weight[half] = isinf(both) ? 0 : weight[half] * exp2f(lse[half] - both);
+                lse[half] = both;
+            }
         }
+    }
+    /* Without weight zero, whatever O holds. */
+    if (__any_sync(~0u, weight[0] == 0 || weight[1] == 0)) {
+#pragma unroll
+        for (int i = 0; i < S::D_V / 2; i++)
+            o[i] = weight[i / 2 & 1] == 0 ? 0 : o[i];
+    }
+    const bool plain =
+        args.wide_stores && a.d_v == S::D_V &&
+        a.out_dtype == (operand_type_of<T>::value == OPERAND_BF16 ? MLA_BF16 : MLA_F16);
+#pragma unroll
+    for (int half = 0; half < 2; half++) {
         const bool there = row + half * 8 < count;
         const int64_t token = batch + row + half * 8;
         if (there && t == 0) {
             if (a.lse)
-                a.lse[token * a.lse_stride[0] + head * a.lse_stride[1]] = lse * a.lse_unit;
+                a.lse[token * a.lse_stride[0] + head * a.lse_stride[1]] = lse[half] * a.lse_unit;
             if (a.max_logits)
                 a.max_logits[token * a.max_stride[0] + head * a.max_stride[1]] =
-                    best * 0.69314718055994531f;
+                    top[half] * 0.69314718055994531f;
         }
         const int64_t at = token * a.out_stride[0] + head * a.out_stride[1];
+        if (!plain) {
+            store_row<S>(args, o, half, weight[half], at, there);
+            continue;
+        }
+        char *to = a.out + (at + t * 8) * 2;
 #pragma unroll
         for (int j = 0; j < S::D_V / 32; j++) {
-            float x[4][2];
-#pragma unroll
-            for (int i = 0; i < 4; i++)
-#pragma unroll
-                for (int e = 0; e < 2; e++) /* without weight zero, whatever O holds */
-                    x[i][e] = weight == 0 ? 0 : o[(j * 4 + i) * 4 + half * 2 + e] * weight;
-            if (a.out_dtype == MLA_F32) {
-#pragma unroll
-                for (int i = 0; i < 4; i++) {
-                    int column = (j * 4 + i) * 8 + t * 2;
-                    if (there && column < a.d_v)
-                        *(float2 *)(a.out + (at + column) * 4) = make_float2(x[i][0], x[i][1]);
-                }
-                continue;
-            }
             u32 two[4];
 #pragma unroll
             for (int i = 0; i < 4; i++)
-                two[i] = a.out_dtype == MLA_BF16 ? cvt_rn_bf16x2_f32(x[i][0], x[i][1])
-                                                 : cvt_rn_f16x2_f32(x[i][0], x[i][1]);
+                two[i] = T::pack(o[(j * 4 + i) * 4 + half * 2] * weight[half],
+                                 o[(j * 4 + i) * 4 + half * 2 + 1] * weight[half]);
             uint4 piece = transpose_quad(two[0], two[1], two[2], two[3]);
-            int column = (j * 4 + t) * 8;
-            if (!there || column >= a.d_v)
-                continue;
-            char *to = a.out + (at + column) * 2;
-            if (args.wide_stores) {
-                *(uint4 *)to = piece;
-            } else {
-                u32 *words = (u32 *)to;
-                words[0] = piece.x, words[1] = piece.y, words[2] = piece.z, words[3] = piece.w;
-            }
+            if (there)
+                *(uint4 *)(to + j * 64) = piece;
         }
     }
 }
@@ -265,7 +302,7 @@ template <class S> __device__ __forceinline__ struct tile_note read_tile(u32 sme
 
 /* Waits for the next work with a visible key; false at the end. Those without one are finished on
  * the way. Its note stays until the slot is released. */
-template <class S>
+template <class T, class S>
 __device__ __forceinline__ bool next_work(const struct mla_mha_sm90_args &args, u32 smem,
                                           struct ring<MHA_WORKS> *slot, int row)
 {
@@ -276,8 +313,9 @@ __device__ __forceinline__ bool next_work(const struct mla_mha_sm90_args &args, 
             return false;
         if (ld_shared<int>(note + 4 * WORK_ANY))
             return true;
-        const float none[S::D_V / 2] = {}, top[2] = {-CUDART_INF_F, -CUDART_INF_F}, sum[2] = {};
-        finish<S>(args, note, none, top, sum, row);
+        const float top[2] = {-CUDART_INF_F, -CUDART_INF_F}, sum[2] = {};
+        float none[S::D_V / 2] = {};
+        finish<T, S>(args, note, none, top, sum, row);
         release(smem + S::work_free + slot->stage * 8);
     }
 }
@@ -320,7 +358,7 @@ __device__ __forceinline__ void attend_works(const struct mla_mha_sm90_args &arg
     u32 q_phase = 0;
     if (wg == 1)
         bar_arrive((int)other, 256);
-    if (next_work<S>(args, smem, &slot, row)) {
+    if (next_work<T, S>(args, smem, &slot, row)) {
         float o[S::D_V / 2], s[S::KEYS / 2];
         float top[2] = {-CUDART_INF_F, -CUDART_INF_F}, sum[2] = {0, 0}, shrink[2];
         u32 p[S::KEYS / 16][4], bits[S::CHUNKS] = {};
@@ -385,7 +423,7 @@ __device__ __forceinline__ void attend_works(const struct mla_mha_sm90_args &arg
             }
             /* The last P·V of this work and the first scores of the next. */
             slot.next();
-            if (!next_work<S>(args, smem, &slot, row))
+            if (!next_work<T, S>(args, smem, &slot, row))
                 break;
             mbarrier_wait(smem + S::v_full + v.stage * 8, v.phase);
             __syncwarp();
@@ -407,7 +445,7 @@ __device__ __forceinline__ void attend_works(const struct mla_mha_sm90_args &arg
             wgmma_bind(o);
             release(smem + S::v_free + v.stage * 8);
             v.next();
-            finish<S>(args, note, o, top, sum, row);
+            finish<T, S>(args, note, o, top, sum, row);
             release(smem + S::work_free + (note - smem - S::works_at) / 4);
             note = smem + S::works_at + slot.stage * 32;
             limit = ld_shared<int>(note + 4 * WORK_LIMIT);
@@ -434,7 +472,7 @@ __device__ __forceinline__ void attend_works(const struct mla_mha_sm90_args &arg
         wgmma_wait<0>();
         wgmma_bind(o);
         release(smem + S::v_free + v.stage * 8);
-        finish<S>(args, note, o, top, sum, row);
+        finish<T, S>(args, note, o, top, sum, row);
     }
     if (wg == 0)
         bar_sync((int)turn, 256); /* the other's last turn */

@@ -14,8 +14,12 @@ extern "C" {
 enum { MLA_MHA_SM90_HEADS = 16, MLA_MHA_SM90_ROWS = 128, MLA_MHA_SM90_WG_ROWS = 64 };
 /* Keys that are skipped or not together, and bytes of their bits for 64 rows (mha_mask.cu). */
 enum { MLA_MHA_SM90_CHUNK = 16, MLA_MHA_SM90_CHUNK_BYTES = 128 };
-/* Blocks of the mask kernel: 64 rows of bits, so many keys at a time. */
-enum { MLA_MHA_SM90_MASK_THREADS = 512, MLA_MHA_SM90_MASK_KEYS = 4096 };
+/* Blocks of the mask kernel: 64 rows of bits, so many keys at a time; a warp has a byte a key. */
+enum {
+    MLA_MHA_SM90_MASK_THREADS = 512,
+    MLA_MHA_SM90_MASK_KEYS = 4096,
+    MLA_MHA_SM90_MASK_SHARED = MLA_MHA_SM90_MASK_THREADS / 32 * MLA_MHA_SM90_MASK_KEYS
+};
 
 struct mla_mha_sm90_args {
     struct mla_mha_args a;
