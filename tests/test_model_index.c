@@ -53,6 +53,7 @@ static const struct shape shapes[] = {
     SHAPE("heads 200", 200, 64, F8, F8, .query_len = {3}, .seq_len = {260}, .topk = 64,
           .exact = true),
     SHAPE("bf16", 64, 128, B16, B16, .query_len = {5}, .seq_len = {500}, .topk = 64),
+    SHAPE("bf16 tiles", 64, 128, B16, B16, .query_len = {21}, .seq_len = {600}, .topk = 40),
     SHAPE("bf16 odd", 20, 37, B16, B16, .query_len = {9}, .seq_len = {300}, .topk = 64,
           .exact = true, .pad = 1),
     SHAPE("bf16 q, fp8 k", 128, 96, B16, F8, .query_len = {3}, .seq_len = {200}, .topk = 64,
@@ -110,7 +111,7 @@ static bool right_alone(const struct shape *s, const char *sm, const char *sched
 }
 
 struct mutant {
-    const char *sm;
+    const char *sm, *stem;
     int number;
     const char *what, *shape;
 };
@@ -118,10 +119,10 @@ struct mutant {
 #define MUTANT(...)
 #define SURVIVES(...)
 static const struct mutant mutants[] = {
-#define INDEX_MUTANT(number, what, shape) {"100", number, what, shape},
+#define INDEX_MUTANT(stem, number, what, shape) {"100", #stem, number, what, shape},
 #include "cuda/sm100/mutants.def"
 #undef INDEX_MUTANT
-#define INDEX_MUTANT(number, what, shape) {"90", number, what, shape},
+#define INDEX_MUTANT(stem, number, what, shape) {"90", #stem, number, what, shape},
 #include "cuda/sm90/mutants.def"
 };
 enum { MUTANTS = sizeof mutants / sizeof *mutants };
@@ -136,7 +137,7 @@ static int check_mutants(int only)
         const char *caught = NULL;
         if (only && m->number != only)
             continue;
-        snprintf(name, sizeof name, "index_logits:%d", m->number);
+        snprintf(name, sizeof name, "%s:%d", m->stem, m->number);
         for (int k = 0; k < 4 && !caught; k++) {
             if (!right_alone(find(m->shape), m->sm, schedules[k], ""))
                 printf("FAIL the right kernel on %s, %s\n", m->shape, schedules[k]), missed++;
@@ -144,8 +145,8 @@ static int check_mutants(int only)
                 caught = schedules[k];
         }
         missed += !caught;
-        printf("%s sm_%s %d: %s: %s\n", caught ? "ok  " : "FAIL", m->sm, m->number, m->what,
-               caught ? caught : "not caught");
+        printf("%s sm_%s %s:%d: %s: %s\n", caught ? "ok  " : "FAIL", m->sm, m->stem, m->number,
+               m->what, caught ? caught : "not caught");
     }
     return missed > 0;
 }

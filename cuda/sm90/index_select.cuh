@@ -221,7 +221,7 @@ static __device__ uint64_t kth_item(const TEAM &team, const struct row_items &x,
         u32 better = 0;
         for (int j = 0; j < n; j++)
             better += team.template get<uint64_t>(KTH_BINS + 8 * j) > mine;
-        if (better == need - 1)
+        if (better == need - (MLA_MUTANT == 39 ? 0 : 1))
             team.put(KTH_FLOOR, mine);
     }
     team.sync();
