@@ -14,7 +14,7 @@
  * thread; of four warpgroups one multiplies while the others add up their heads. A warpgroup waits
  * for another one only where it is ahead by all stages.
  *
- * Candidates. Each warp appends to a segment of its own (index_select.cuh): its place is a register.
+ * Candidates. Each warp appends to a segment of its own: its place is a register.
  * Up to 4 K keys (and at least 2048) everything is appended. When a segment is nearly full, the
  * warpgroup selects the row's K largest, and only what is better comes in from then on: later keys
  * have larger indices, so that an equal score is no better. The list is exact whatever the floor
@@ -45,15 +45,22 @@
  * fp8 products: see index_logits.cu. */
 #include "index_tile.h"
 
+#include "../any/list.cuh"
 #include "../element.cuh"
+#include "../index_stream.cuh"
 #include "../ptx/launch.cuh"
 #include "../ptx/wgmma.cuh"
-#include "index_select.cuh"
 
 static const int TILE_THREADS = 640, LOAD_WARP = 16;
 static const int TILE_MATH = 112, TILE_LOAD = 32;
 static_assert(4 * TILE_MATH + TILE_LOAD <= 5 * 96, "registers that a launch of 640 threads gives");
 static const int COLUMNS = 128; /* of a warpgroup */
+
+static const int SEGMENTS = 4, PIECES = SEGMENTS + 1;
+
+/* Words of a row's tally, in shared memory: items of the segments, of what was kept, where that
+ * begins in the row's buffer, and the keys that the row sees. */
+enum { TALLY_KEPT = 16, TALLY_AT = 20, TALLY_LOW = 24, TALLY_HIGH = 28, TALLY_BYTES = 32 };
 
 namespace tile
 {
@@ -76,7 +83,76 @@ static_assert(SELECT_SIZE >= KTH_BYTES && SELECT_SIZE >= SELECT_BYTES, "both sel
 static_assert(4 * MAP_WORDS <= QUERY_SIZE, "a bitmap where the queries were");
 } // namespace tile
 
-/* A row has a place in both of its buffers: K kept items, then two segments each. */
+/* A row's candidates (any/list.cuh). It has a place in two buffers, `buffer` items apart, for K kept
+ * items and then two segments of `length` in each. */
+struct row_items {
+    uint64_t *p;
+    u32 tally;
+    int buffer, kept, length;
+
+    __device__ __forceinline__ int count(int piece) const
+    {
+        return ld_shared<int>(tally + 4 * piece);
+    }
+    __device__ __forceinline__ int total() const
+    {
+        int n = 0;
+#pragma unroll
+        for (int i = 0; i < PIECES; i++)
+            n += count(i);
+        return n;
+    }
+    __device__ __forceinline__ uint64_t *segment(int i) const
+    {
+        return p + (i < 2 ? 0 : buffer) + kept + i % 2 * length;
+    }
+    __device__ __forceinline__ const uint64_t *piece(int i) const
+    {
+        return i < SEGMENTS ? segment(i) : p + ld_shared<int>(tally + TALLY_AT);
+    }
+    /* Where nothing is kept now. */
+    __device__ __forceinline__ uint64_t *free_place() const
+    {
+        return p + (ld_shared<int>(tally + TALLY_AT) ? 0 : buffer);
+    }
+    template <class TEAM>
+    __device__ __forceinline__ void sample(const TEAM &team, u32 *least, u32 *most) const
+    {
+#pragma unroll
+        for (int i = 0; i < PIECES; i++) {
+            u32 n = count(i), at = (u32)((uint64_t)team.rank() * n / TEAM::THREADS);
+            u32 score = n ? (u32)(piece(i)[at] >> 32) : 0;
+            *least = n ? min(*least, score) : *least;
+            *most = max(*most, score);
+        }
+    }
+    template <class TEAM, class F>
+    __device__ __forceinline__ void each(const TEAM &team, const F &f) const
+    {
+        const int threads = TEAM::THREADS, batch = 4;
+#pragma unroll 1
+        for (int i = 0; i < PIECES; i++) {
+            int n = count(i);
+            const uint64_t *from = piece(i);
+#pragma unroll 1
+            for (int first = 0; first < n; first += 2 * batch * threads) {
+                uint4 v[batch];
+                int at = first + 2 * team.rank();
+#pragma unroll
+                for (int j = 0; j < batch; j++)
+                    v[j] = at + 2 * j * threads < n ? *(const uint4 *)(from + at + 2 * j * threads)
+                                                    : make_uint4(0, 0, 0, 0);
+#pragma unroll
+                for (int j = 0; j < batch; j++) {
+                    int k = at + 2 * j * threads;
+                    f(k < n, (uint64_t)v[j].y << 32 | v[j].x);
+                    f(k + 1 < n, (uint64_t)v[j].w << 32 | v[j].z);
+                }
+            }
+        }
+    }
+};
+
 __device__ __forceinline__ struct row_items row_of(const struct index_launch &a, u32 smem, int row)
 {
     int64_t place = (int64_t)blockIdx.x * INDEX_TILE_BUFFERS * a.rows + row;
@@ -385,8 +461,9 @@ __device__ __noinline__ void tile_lists(const struct index_launch &a, u32 smem, 
     for (int row = group * ROWS; row < min((group + 1) * ROWS, rows); row++) {
         struct row_items x = row_of(a, smem, row);
         if (a.parts == 1) {
-            write_list(team, x, a.k_list, scratch,
-                       row_list(a, first + row, ld_shared<int>(x.tally + TALLY_LOW)));
+            int low = ld_shared<int>(x.tally + TALLY_LOW);
+            write_list(team, x, a.k_list, low, ld_shared<int>(x.tally + TALLY_HIGH), x.free_place(),
+                       scratch, row_list(a, first + row, low));
             continue;
         }
         int64_t place = (int64_t)blockIdx.x * INDEX_TILE_BUFFERS * a.rows + row;
