@@ -27,7 +27,8 @@
  *   selection                     4 x 8448
  *   tallies of rows               16 x 32
  *   barriers and small things     320
- *   total                         222016     of 232448
+ *   half of the weights           4 x 320
+ *   total                         223296     of 232448
  *
  * Barriers (count)              arrives                         waits
  *   key full, per stage (4)     load warps, after their fence     math
@@ -72,12 +73,13 @@ static const int SCALE = KEY + STAGES * KEY_SIZE;
 static const int SELECT = SCALE + STAGES * KEYS * 8, SELECT_SIZE = 8448;
 static const int TALLY = SELECT + 4 * SELECT_SIZE;
 static const int SMALL = TALLY + ROWS * TALLY_BYTES;
-static const int NEED = SMALL;       /* 2 words a warpgroup */
+static const int NEED = SMALL;       /* of a warpgroup: a segment is full */
 static const int CLEAR = SMALL + 32; /* 2 words a warpgroup: keys that all of its rows see */
 static const int FLOOR = SMALL + 64; /* of each row: better scores are candidates; NaN: all are */
 static const int KEY_FULL = FLOOR + 4 * ROWS, KEY_EMPTY = KEY_FULL + 8 * STAGES;
-static const int BYTES = SMALL + 320;
-static_assert(BYTES == 222016 && KEY_EMPTY + 8 * STAGES <= BYTES, "as the top says");
+static const int WEIGHT = SMALL + 320, WEIGHT_SIZE = 320; /* of a warpgroup */
+static const int BYTES = WEIGHT + 4 * WEIGHT_SIZE;
+static_assert(BYTES == 223296 && KEY_EMPTY + 8 * STAGES <= BYTES, "as the top says");
 static_assert(KEY % 1024 == 0 && QUERY_SIZE % 1024 == 0, "swizzle atoms");
 static_assert(SELECT_SIZE >= KTH_BYTES && SELECT_SIZE >= SELECT_BYTES, "both selections");
 static_assert(4 * MAP_WORDS <= QUERY_SIZE, "a bitmap where the queries were");
@@ -234,12 +236,13 @@ __device__ __forceinline__ void tile_load_role(const struct index_launch &a, u32
 /* A warpgroup's part of a tile. */
 template <int HP> struct part {
     static const int ROWS = COLUMNS / HP, BLOCKS = HP / 8; /* of 8 columns, a row */
+    static const int KEPT_WEIGHTS = 16; /* in registers: half; two for each 8 columns */
     struct warpgroup team;
-    int group, row0;   /* its first row: in the tile */
-    int64_t first;     /* in the tensors */
-    uint64_t *segment; /* the warp's, of the first row */
-    int count[ROWS];   /* of the warp's segments */
-    int period;
+    int group, row0;    /* its first row: in the tile */
+    int64_t first;      /* in the tensors */
+    uint64_t *to[ROWS]; /* the end of the warp's segment */
+    int steps;          /* to come */
+    u32 below;          /* lanes */
 };
 
 /* The warpgroup's queries, column n is head n % HP of row n / HP, into its own shared memory. */
@@ -266,18 +269,25 @@ __device__ __forceinline__ void tile_queries(const struct index_launch &a, const
     p.team.sync();
 }
 
+/* Halved where ReLU comes doubled. */
+__device__ __forceinline__ float tile_weight(const struct index_launch &a, bool there, int64_t row,
+                                             int head)
+{
+    float w = there && head < a.heads ? a.weights[row * a.weight_row + head] : 0.0f;
+    return head % 16 < 8 ? w : 0.5f * w;
+}
+
 template <int HP>
 __device__ __forceinline__ void begin_tile(const struct index_launch &a, const struct work &w,
                                            u32 smem, struct part<HP> &p,
-                                           float (&weights)[2 * part<HP>::BLOCKS * part<HP>::ROWS])
+                                           float (&weights)[part<HP>::KEPT_WEIGHTS])
 {
     int rank = threadIdx.x % TEAM, warp = rank / 32;
     int own = max(0, min(part<HP>::ROWS, w.rows - p.row0));
     p.first = w.t0 + p.row0;
     int from = 0, to = own == part<HP>::ROWS ? INT32_MAX : 0;
-    p.period = 0;
+    p.steps = w.steps;
     struct row_items x = row_of(a, smem, p.row0);
-    p.segment = x.segment(warp);
 #pragma unroll
     for (int r = 0; r < part<HP>::ROWS; r++) {
         int low = 0, high = 0;
@@ -285,7 +295,7 @@ __device__ __forceinline__ void begin_tile(const struct index_launch &a, const s
             row_range(a, *w.r, p.first + r, &low, &high);
         from = max(from, low);
         to = min(to, high);
-        p.count[r] = 0;
+        p.to[r] = x.segment(warp) + r * a.capacity;
         if (rank == r) {
             st_shared(x.tally + TALLY_BYTES * r, make_uint4(0, 0, 0, 0));
             st_shared(x.tally + TALLY_BYTES * r + 16, make_uint4(0, 0, low, high));
@@ -293,14 +303,18 @@ __device__ __forceinline__ void begin_tile(const struct index_launch &a, const s
         }
     }
     if (rank == 0) {
-        st_shared(smem + tile::NEED + 8 * p.group, make_uint2(~0u, ~0u));
+        st_shared(smem + tile::NEED + 4 * p.group, 0u);
         st_shared(smem + tile::CLEAR + 8 * p.group, make_uint2(from, to));
     }
 #pragma unroll
-    for (int i = 0; i < 2 * part<HP>::BLOCKS * part<HP>::ROWS; i++) {
+    for (int i = 0; i < part<HP>::KEPT_WEIGHTS; i++) {
         int n = i / 2 * 8 + rank % 4 * 2 + i % 2, row = n / HP, head = n % HP;
-        weights[i] =
-            row < own && head < a.heads ? a.weights[(p.first + row) * a.weight_row + head] : 0.0f;
+        weights[i] = tile_weight(a, row < own, p.first + row, head);
+    }
+    if (rank < COLUMNS / 2) { /* those of the other half: of lanes t, 16 each */
+        int i = rank % 16, t = rank / 16, n = COLUMNS / 2 + i / 2 * 8 + t * 2 + i % 2;
+        st_shared(smem + tile::WEIGHT + tile::WEIGHT_SIZE * p.group + 80 * t + 4 * i,
+                  tile_weight(a, n / HP < own, p.first + n / HP, n % HP));
     }
     tile_queries(a, p, own, smem);
 }
@@ -322,20 +336,35 @@ __device__ __forceinline__ void tile_multiply(float (&d)[COLUMNS / 2], u32 keys,
     wgmma_bind(d);
 }
 
-/* The thread's columns of each row for keys g and g + 8 of the warp's 16: sums[row][2 half + j]. */
+/* The thread's columns of each row for keys g and g + 8 of the warp's 16: sums[row][2 half + j].
+ * ReLU is a maximum in one half of the columns and x + |x| = 2 ReLU(x) in the other, so that two
+ * pipes share it; both keep NaN, and fp8 products are never infinite. */
 template <int HP>
-__device__ __forceinline__ void tile_sums(const float (&d)[COLUMNS / 2], const float *weights,
-                                          int half, float (&sums)[part<HP>::ROWS][4])
+__device__ __forceinline__ void tile_sums(const float (&d)[COLUMNS / 2],
+                                          const float (&weights)[part<HP>::KEPT_WEIGHTS],
+                                          u32 others, int half, float (&sums)[part<HP>::ROWS][4])
 {
-    const int blocks = part<HP>::BLOCKS;
+    const int blocks = part<HP>::BLOCKS, kept = part<HP>::KEPT_WEIGHTS / 2;
 #pragma unroll
     for (int r = 0; r < part<HP>::ROWS; r++) {
         float s[4] = {};
 #pragma unroll
-        for (int i = r * blocks; i < (r + 1) * blocks; i++) {
-#pragma unroll
-            for (int j = 0; j < 4; j++)
-                s[j] = fmaf(relu(d[4 * i + j]), weights[2 * i + j % 2], s[j]);
+        for (int i = r * blocks; i < (r + 1) * blocks; i += 2) {
+            float4 w;
+            if (i < kept)
+                w = make_float4(weights[2 * i], weights[2 * i + 1], weights[2 * i + 2],
+                                weights[2 * i + 3]);
+            else
+                w = ld_shared<float4>(others + 8 * (i - kept));
+            const float *x = d + 4 * i;
+            s[0] = fmaf(relu(x[0]), w.x, s[0]);
+            s[1] = fmaf(relu(x[1]), w.y, s[1]);
+            s[2] = fmaf(relu(x[2]), w.x, s[2]);
+            s[3] = fmaf(relu(x[3]), w.y, s[3]);
+            s[0] = fmaf(x[4] + fabsf(x[4]), w.z, s[0]);
+            s[1] = fmaf(x[5] + fabsf(x[5]), w.w, s[1]);
+            s[2] = fmaf(x[6] + fabsf(x[6]), w.z, s[2]);
+            s[3] = fmaf(x[7] + fabsf(x[7]), w.w, s[3]);
         }
         sums[r][2 * half] = s[0] + s[1];
         sums[r][2 * half + 1] = s[2] + s[3];
@@ -358,38 +387,39 @@ __device__ __forceinline__ float quad_sum(const float (&v)[4])
 
 /* One finished score a lane: stored where scores are wanted, and appended if it is better than the
  * row's floor. */
-template <int HP>
+template <int HP, bool LOGITS>
 __device__ __forceinline__ void tile_emit(const struct index_launch &a, struct part<HP> &p, int r,
                                           float score, int pos, bool seen, bool clear, u32 smem)
 {
-    if (!clear || a.logits) {
+    if (!clear || LOGITS) {
         uint2 v = ld_shared<uint2>(smem + tile::TALLY + TALLY_LOW + (p.row0 + r) * TALLY_BYTES);
         int low = (int)v.x;
         seen = seen && pos >= low && pos < (int)v.y;
-        if (a.logits && seen)
+        if (LOGITS && seen)
             a.logits[(p.first + r) * a.logits_row + pos - (a.relative ? low : 0)] = score;
-        if (a.k_list == 0)
+        if (LOGITS && a.k_list == 0)
             return;
     }
-    bool accept = seen && !(score <= ld_shared<float>(smem + tile::FLOOR + 4 * (p.row0 + r)));
-    u32 votes = __ballot_sync(0xFFFFFFFFu, accept);
+    float floor = ld_shared<float>(smem + tile::FLOOR + 4 * (p.row0 + r));
+    u32 votes = __ballot_sync(0xFFFFFFFFu, seen & !(score <= floor));
     if (votes == 0)
         return;
-    if (accept) {
-        u32 below = votes & ((1u << threadIdx.x % 32) - 1);
-        p.segment[r * a.capacity + p.count[r] + __popc(below)] = item_of(score, pos);
-    }
-    p.count[r] += __popc(votes);
+    if (seen & !(score <= floor))
+        p.to[r][__popc(votes & p.below)] = item_of(score, pos);
+    p.to[r] += __popc(votes);
 }
 
 /* The warps' counts into the tallies. */
 template <int HP>
-__device__ __forceinline__ void tell_counts(const struct part<HP> &p, const struct row_items &x)
+__device__ __forceinline__ void tell_counts(const struct index_launch &a, const struct part<HP> &p,
+                                            const struct row_items &x)
 {
+    int warp = threadIdx.x / 32 % 4;
     if (threadIdx.x % 32 == 0) {
 #pragma unroll
         for (int r = 0; r < part<HP>::ROWS; r++)
-            st_shared(x.tally + TALLY_BYTES * r + threadIdx.x / 32 % 4 * 4, (u32)p.count[r]);
+            st_shared(x.tally + TALLY_BYTES * r + 4 * warp,
+                      (u32)(p.to[r] - x.segment(warp) - r * a.capacity));
     }
 }
 
@@ -422,33 +452,32 @@ __device__ __noinline__ void tile_select(const struct index_launch &a, u32 smem,
     }
 }
 
-/* After each 128 keys: now and then, segments that are nearly full are emptied. */
+/* After every PERIOD of 128 keys: segments that might not take those to come are emptied. */
 template <int HP>
-__device__ __forceinline__ void end_step(const struct index_launch &a, u32 smem, struct part<HP> &p,
-                                         int limit)
+__device__ __forceinline__ void end_period(const struct index_launch &a, u32 smem,
+                                           struct part<HP> &p)
 {
+    struct row_items x = row_of(a, smem, p.row0);
+    int warp = threadIdx.x / 32 % 4, limit = x.length - 32 * min(PERIOD, p.steps);
     bool full = false;
 #pragma unroll
     for (int r = 0; r < part<HP>::ROWS; r++)
-        full = full || p.count[r] > limit;
-    u32 need = smem + tile::NEED + 8 * p.group;
-    if (full) {
-        if (threadIdx.x % 32 == 0)
-            st_shared(need + 4 * (p.period / PERIOD & 1), p.period / PERIOD);
-    }
-    if (++p.period % PERIOD)
-        return;
-    int now = p.period / PERIOD - 1;
+        full = full || p.to[r] - x.segment(warp) - r * a.capacity > limit;
+    u32 need = smem + tile::NEED + 4 * p.group;
+    if (full && threadIdx.x % 32 == 0)
+        st_shared(need, 1u);
     p.team.sync(); /* the flag is written */
-    if (ld_shared<int>(need + 4 * (now & 1)) != now)
+    if (ld_shared<u32>(need) == 0)
         return;
-    struct row_items x = row_of(a, smem, p.row0);
-    tell_counts(p, x);
+    tell_counts(a, p, x);
     p.team.sync();
+    if (threadIdx.x % TEAM == 0)
+        st_shared(need, 0u); /* behind a barrier that all pass before they look again */
     tile_select<part<HP>::ROWS>(a, smem, p.group, limit);
 #pragma unroll
     for (int r = 0; r < part<HP>::ROWS; r++)
-        p.count[r] = ld_shared<int>(x.tally + TALLY_BYTES * r + threadIdx.x / 32 % 4 * 4);
+        p.to[r] =
+            x.segment(warp) + r * a.capacity + ld_shared<int>(x.tally + TALLY_BYTES * r + 4 * warp);
 }
 
 /* Lists of the warpgroup's rows, or a part's candidates for mla_index_merge. */
@@ -477,7 +506,7 @@ __device__ __noinline__ void tile_lists(const struct index_launch &a, u32 smem, 
     team.sync();
 }
 
-template <int HP>
+template <int HP, bool LOGITS>
 __device__ __forceinline__ void tile_math_role(const struct index_launch &a, u32 smem)
 {
     int lane = threadIdx.x % 32, warp = threadIdx.x / 32 % 4;
@@ -486,45 +515,47 @@ __device__ __forceinline__ void tile_math_role(const struct index_launch &a, u32
     p.group = warp_index() / 4;
     p.row0 = p.group * part<HP>::ROWS;
     p.team = {smem + tile::SELECT + p.group * tile::SELECT_SIZE, 1 + p.group};
-    int limit = row_of(a, smem, 0).length - 32 * (PERIOD + 1);
+    p.below = (1u << lane) - 1;
     u32 queries = smem + tile::QUERY + p.group * tile::QUERY_SIZE;
+    u32 others = smem + tile::WEIGHT + tile::WEIGHT_SIZE * p.group + 80 * (lane % 4);
     ring<tile::STAGES> at;
     for (int task = blockIdx.x; task < a.tiles * a.parts; task += gridDim.x) {
         struct work w = find_work(a, task);
-        float weights[2 * part<HP>::BLOCKS * part<HP>::ROWS];
+        float weights[part<HP>::KEPT_WEIGHTS];
         begin_tile(a, w, smem, p, weights);
+        int pos = w.from + key;
 #pragma unroll 1
-        for (int i = 0; i < w.steps; i++) {
-            int pos0 = w.from + i * KEYS;
+        while (p.steps > 0) {
             float d[COLUMNS / 2], sums[part<HP>::ROWS][4];
             u32 keys = smem + tile::KEY + at.stage * tile::KEY_SIZE;
             mbarrier_wait(smem + tile::KEY_FULL + 8 * at.stage, at.phase);
             tile_multiply(d, keys, queries);
-            tile_sums<HP>(d, weights, 0, sums);
+            tile_sums<HP>(d, weights, others, 0, sums);
             tile_multiply(d, keys + 64 * 128, queries);
             uint2 v = ld_shared<uint2>(smem + tile::SCALE + (at.stage * KEYS + key) * 8);
             __syncwarp(); /* the keys have been read */
             if (lane == 0)
                 mbarrier_arrive(smem + tile::KEY_EMPTY + 8 * at.stage);
-            tile_sums<HP>(d, weights, 1, sums);
+            tile_sums<HP>(d, weights, others, 1, sums);
             uint2 all = ld_shared<uint2>(smem + tile::CLEAR + 8 * p.group);
-            bool clear = pos0 >= (int)all.x && pos0 <= (int)all.y - KEYS;
+            bool clear = pos - key >= (int)all.x && pos - key <= (int)all.y - KEYS;
 #pragma unroll
             for (int r = 0; r < part<HP>::ROWS; r++)
-                tile_emit(a, p, r, __uint_as_float(v.x) * quad_sum(sums[r]), pos0 + key, v.y, clear,
-                          smem);
+                tile_emit<HP, LOGITS>(a, p, r, __uint_as_float(v.x) * quad_sum(sums[r]), pos,
+                                      v.y != 0, clear, smem);
             at.next();
-            if (a.k_list)
-                end_step(a, smem, p, limit);
+            pos += KEYS;
+            if (--p.steps % PERIOD == 0 && (!LOGITS || a.k_list))
+                end_period(a, smem, p);
         }
-        tell_counts(p, row_of(a, smem, p.row0));
+        tell_counts(a, p, row_of(a, smem, p.row0));
         p.team.sync(); /* products are complete in all warps: the queries may go */
-        if (a.k_list)
+        if (!LOGITS || a.k_list)
             tile_lists<part<HP>::ROWS>(a, smem, p.group, w.t0, w.rows);
     }
 }
 
-template <int HP>
+template <int HP, bool LOGITS>
 __global__ void __launch_bounds__(TILE_THREADS, 1)
     index_sm90_tile_kernel(const __grid_constant__ struct index_launch a)
 {
@@ -543,7 +574,7 @@ __global__ void __launch_bounds__(TILE_THREADS, 1)
     if (warp < LOAD_WARP) {
         MLA_ROLE("math");
         setmaxnreg_inc<TILE_MATH>();
-        tile_math_role<HP>(a, smem);
+        tile_math_role<HP, LOGITS>(a, smem);
     } else {
         MLA_ROLE("load");
         setmaxnreg_dec<TILE_LOAD>();
@@ -556,8 +587,13 @@ __global__ void __launch_bounds__(TILE_THREADS, 1)
 cudaError_t mla_index_sm90_tiles(const struct index_launch *a, int heads, unsigned blocks,
                                  cudaStream_t stream)
 {
-    const void *kernel = heads == 32 ? mla_kernel_address(index_sm90_tile_kernel<32>)
-                                     : mla_kernel_address(index_sm90_tile_kernel<64>);
+    const void *kernel;
+    if (a->logits)
+        kernel = heads == 32 ? mla_kernel_address(index_sm90_tile_kernel<32, true>)
+                             : mla_kernel_address(index_sm90_tile_kernel<64, true>);
+    else
+        kernel = heads == 32 ? mla_kernel_address(index_sm90_tile_kernel<32, false>)
+                             : mla_kernel_address(index_sm90_tile_kernel<64, false>);
     cudaError_t error =
         cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, tile::BYTES);
     void *list[] = {(void *)a};
