@@ -187,6 +187,13 @@ __device__ __forceinline__ void tile_keys(const struct index_launch &a, const st
         }
         st_shared(at, bits);
     }
+    if (a.page_size == 0 && a.wide && a.dim == DIM && pos0 + 32 * i + 32 <= w.to) {
+        const char *row = a.k + (w.r->first_key + pos0 + 32 * i + lane / 8) * a.k_row + 16 * part;
+#pragma unroll
+        for (int j = 0; j < 8; j++, row += 4 * a.k_row)
+            cp_async_cg_16(to + swizzled(32 * i + 4 * j + lane / 8, part), row, 16);
+        return;
+    }
     int bytes = max(0, min(16, a.dim - 16 * part));
 #pragma unroll 2
     for (int j = 0; j < 8; j++) {
