@@ -2,9 +2,9 @@
 /* Exact lists without moving what they are taken from: the K largest items (select.cuh) of a row
  * that can be read again.
  *
- * One pass counts items in 2048 bins over the range of a sample, one collects the items of the bin
- * that the K-th is in, where their order is found by comparison, and one marks the positions of the
- * list in a bitmap, which is read out in order of position. Bins at the ends of the sampled range
+ * One pass counts items in 2048 bins over the range of a sample; one marks the positions of what is
+ * above the K-th one's bin in a bitmap and collects that bin's items, whose order is found by
+ * comparison. The bitmap is read out in order of position. Bins at the ends of the sampled range
  * take what lies beyond; a bin with many items, or with equal scores, is counted anew over its own
  * range, down to single items.
  *
@@ -120,9 +120,17 @@ static __device__ u32 find_bin(const TEAM &team, u32 need, u32 *above, u32 *coun
     return team.template get<u32>(KTH_BIN);
 }
 
-/* f such that exactly k of the items, which are more than k >= 1, are >= f. */
+/* The k largest of a row's items are those above `last` and the `need` largest of [low, last], which
+ * are LIST at most; or, if `all`, those from low on. */
+struct kth_range {
+    uint64_t low, last;
+    u32 need;
+    bool all;
+};
+
+/* Of a row that has more than k >= 1 items. */
 template <class TEAM, class X>
-static __device__ uint64_t kth_item(const TEAM &team, const X &x, int k)
+static __device__ struct kth_range find_range(const TEAM &team, const X &x, int k)
 {
     u32 least, most, need = k;
     sample_range(team, x, &least, &most);
@@ -147,26 +155,50 @@ static __device__ uint64_t kth_item(const TEAM &team, const X &x, int k)
         low = sampled && bin == 0 ? 0 : from;
         last = min(last, to);
         need -= above;
-        if (count == need) /* at the latest a bin is one item */
-            return low;
-        if (count <= (u32)LIST)
-            break;
+        if (count == need || count <= (u32)LIST) /* at the latest a bin is one item */
+            return {low, last, need, count == need};
         shift = max(0, 64 - __clzll((long long)(last - low)) - BIN_BITS);
     }
-    x.each(team, [&](bool there, uint64_t item) {
-        if (there && item >= low && item <= last)
-            team.put(KTH_BINS + 8 * (int)team.add(KTH_TAKEN, 1u), item);
-    });
-    team.sync();
+}
+
+/* Collects an item of [low, last], where the bins were. */
+template <class TEAM>
+static __device__ __forceinline__ void collect(const TEAM &team, uint64_t item)
+{
+    team.put(KTH_BINS + 8 * (int)team.add(KTH_TAKEN, 1u), item);
+}
+
+/* f(item, is it the smallest) for the collected items that belong to the list. */
+template <class TEAM, class F>
+static __device__ void each_collected(const TEAM &team, u32 need, const F &f)
+{
     int n = (int)team.template get<u32>(KTH_TAKEN);
     for (int i = team.rank(); i < n; i += TEAM::THREADS) {
         uint64_t mine = team.template get<uint64_t>(KTH_BINS + 8 * i);
         u32 better = 0;
         for (int j = 0; j < n; j++)
             better += team.template get<uint64_t>(KTH_BINS + 8 * j) > mine;
-        if (better == need - (MLA_MUTANT == 39 ? 0 : 1))
-            team.put(KTH_FLOOR, mine);
+        if (better < need + (MLA_MUTANT == 39))
+            f(mine, better == need - 1 + (MLA_MUTANT == 39));
     }
+}
+
+/* f such that exactly k of the items, which are more than k >= 1, are >= f. */
+template <class TEAM, class X>
+static __device__ uint64_t kth_item(const TEAM &team, const X &x, int k)
+{
+    struct kth_range r = find_range(team, x, k);
+    if (r.all)
+        return r.low;
+    x.each(team, [&](bool there, uint64_t item) {
+        if (there && item >= r.low && item <= r.last)
+            collect(team, item);
+    });
+    team.sync();
+    each_collected(team, r.need, [&](uint64_t item, bool smallest) {
+        if (smallest)
+            team.put(KTH_FLOOR, item);
+    });
     team.sync();
     return team.template get<uint64_t>(KTH_FLOOR);
 }
@@ -193,24 +225,44 @@ static __device__ int gather(const TEAM &team, const X &x, uint64_t floor, uint6
     return (int)team.template get<u32>(KTH_TAKEN);
 }
 
-/* The row's list by index: n items >= floor, of keys [low, high). map: 4 * MAP_WORDS bytes. */
+/* The row's list by index, of keys [low, high). map: 4 * MAP_WORDS bytes. */
 template <class TEAM, class X>
-static __device__ void list_by_index(const TEAM &team, const X &x, uint64_t floor, int n, int low,
-                                     int high, u32 map, const struct list_out &out)
+static __device__ void list_by_index(const TEAM &team, const X &x, int k, int low, int high,
+                                     u32 map, const struct list_out &out)
 {
+    int n = x.total();
+    int64_t begin = low & ~31;
+    struct kth_range r = {0, 0, 0, true};
+    if (n > k && high - begin <= 32 * MAP_WORDS)
+        r = find_range(team, x, k);
+    else if (n > k)
+        r.low = kth_item(team, x, k);
+    n = min(n, k);
     u32 written = 0;
-    for (int64_t first = low & ~31; first < high; first += 32 * MAP_WORDS) {
+    for (int64_t first = begin; first < high; first += 32 * MAP_WORDS) {
         int words = (int)min((int64_t)MAP_WORDS, (high - first + 31) / 32);
+        auto mark = [&](uint64_t item) { /* once each: to add is to set */
+                                         u32 at = ~(u32)item - (u32)first;
+                                         if (at < 32u * words)
+                                             atom_add_shared(map + at / 32 * 4, 1u << at % 32);
+        };
         team.sync();
         for (int i = team.rank(); i < words; i += TEAM::THREADS)
             st_shared(map + 4 * i, 0u);
         team.sync();
         x.each(team, [&](bool there, uint64_t item) {
-            u32 at = ~(u32)item - (u32)first;
-            if (there && item >= floor && at < 32u * words) /* once each: to add is to set */
-                atom_add_shared(map + at / 32 * 4, 1u << at % 32);
+            if (!there || item < r.low)
+                return;
+            if (r.all || item > r.last)
+                mark(item);
+            else
+                collect(team, item);
         });
         team.sync();
+        if (!r.all) {
+            each_collected(team, r.need, [&](uint64_t item, bool) { mark(item); });
+            team.sync();
+        }
         int each = (words + TEAM::THREADS - 1) / TEAM::THREADS, word = each * team.rank();
         u32 own = 0, all;
         for (int i = word; i < min(words, word + each); i++)
@@ -236,13 +288,13 @@ template <class TEAM, class X>
 static __device__ void write_list(const TEAM &team, const X &x, int k, int low, int high,
                                   uint64_t *free, u32 scratch, const struct list_out &out)
 {
+    if (out.ascending && !out.scores) {
+        list_by_index(team, x, k, low, high, scratch, out);
+        return;
+    }
     int n = x.total();
     uint64_t floor = n > k ? kth_item(team, x, k) : 0;
     n = min(n, k);
-    if (out.ascending && !out.scores) {
-        list_by_index(team, x, floor, n, low, high, scratch, out);
-        return;
-    }
     struct shared_list sorted = {scratch};
     struct items_at in_place = {free};
     gather(team, x, floor, free);

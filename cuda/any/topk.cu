@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* mla_topk_run on the device: a block takes one row after another through list.cuh. A row is read
- * three times (counted, searched, marked), the last two times from L2 unless rows are very long. */
+ * twice (counted, marked), the second time from L2 unless rows are very long. */
 #include "../device.h"
 #include "../ptx/launch.cuh"
 #include "index.h"
@@ -13,9 +13,7 @@ extern "C" {
 static const int BLOCKS_SM = 5;
 static const int THREADS = 256;
 
-/* Bins, items to sort or a bitmap: not at the same time. */
-static const int SHARED = KTH_BINS + 4 * MAP_WORDS;
-static_assert(SHARED >= KTH_BYTES, "all fit");
+static const int SHARED = KTH_BYTES + 4 * MAP_WORDS; /* bins; a bitmap, or items to sort */
 
 struct topk_launch {
     const float *in;
@@ -124,7 +122,7 @@ __global__ void __launch_bounds__(THREADS, BLOCKS_SM) topk_kernel(struct topk_la
         out.base = a.relative ? x.start : 0;
         out.ascending = a.ascending;
         write_list(team, x, a.k, x.start, x.end, a.items + blockIdx.x * a.room,
-                   team.memory + KTH_BINS, out);
+                   team.memory + KTH_BYTES, out);
     }
 }
 

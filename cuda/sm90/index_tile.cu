@@ -131,7 +131,7 @@ struct row_items {
     template <class TEAM, class F>
     __device__ __forceinline__ void each(const TEAM &team, const F &f) const
     {
-        const int threads = TEAM::THREADS, batch = 4;
+        const int threads = TEAM::THREADS, batch = 8;
 #pragma unroll 1
         for (int i = 0; i < PIECES; i++) {
             int n = count(i);
