@@ -2,8 +2,8 @@
 /* The sm_90 kernels beside the portable ones, on the same device data: each case is run by both
  * rows, their outputs compared (largest difference, values that are not finite), and both timed.
  * Events around one run, 256 MB written before each (past L2), median of 15 repetitions. FLOP: of
- * visible pairs, 2 · heads · (d_qk + d_v) each. Masked cases include the union of mask bits over
- * query tiles. Words on the command line keep the cases whose name holds one of them; "once" runs
+ * visible pairs, 2 · heads · (d_qk + d_v) each. Masked cases include what the rows make of lists or
+ * bits before they attend; "with the mask at hand" is without it. Words on the command line keep the cases whose name holds one of them; "once" runs
  * the portable row a single time, untimed. */
 #include "bench/cuda_time.cuh"
 #include "device.h"
@@ -50,6 +50,21 @@ __global__ void fill_lists(int32_t *lists, int64_t tokens, int topk, int bits)
     }
 }
 
+/* Random lists of a causal prefill: row i takes one key of each of topk equal parts of its i + 1, or
+ * all of them, and -1 behind them. */
+__global__ void fill_causal_lists(int32_t *lists, int64_t rows, int topk)
+{
+    for (int64_t i = (int64_t)blockIdx.x * blockDim.x + threadIdx.x; i < rows * topk;
+         i += (int64_t)gridDim.x * blockDim.x) {
+        int64_t row = i / topk, e = i % topk, keys = row + 1;
+        int64_t from = e * keys / topk, to = (e + 1) * keys / topk;
+        if (keys <= topk)
+            lists[i] = e < keys ? (int32_t)e : -1;
+        else
+            lists[i] = (int32_t)(from + hash((uint64_t)i + 7) % (uint32_t)(to - from));
+    }
+}
+
 /* Bits of about topk keys a row: at random among the visible ones, or (sink) 64 first keys, the
  * last quarter of topk, and keys in runs of 16 that 512 rows share. */
 __global__ void fill_mask(uint32_t *mask, int rows, int words, int topk, bool sink)
@@ -62,9 +77,10 @@ __global__ void fill_mask(uint32_t *mask, int rows, int words, int topk, bool si
             int key = word * 32 + b;
             bool see = row + 1 <= topk;
             if (!see && sink)
-                see = key < 64 || key > row - topk / 4 ||
-                      hash((uint64_t)(row / 512) << 32 | key / 16) % (uint32_t)(row + 1) <
-                          (uint32_t)topk * 3 / 4;
+                see =
+                    key < 64 || key > row - topk / 4 ||
+                    (uint64_t)hash((uint64_t)(row / 512) << 32 | key / 16) * (uint32_t)(row + 1) >>
+                        32 < (uint32_t)topk * 3 / 4;
             else if (!see)
                 see = hash((uint64_t)row << 32 | key) % (uint32_t)(row + 1) < (uint32_t)topk;
             bits |= (uint32_t)(see && key <= row) << b;
@@ -105,7 +121,7 @@ template <class X> static X *device(size_t n)
 struct shape {
     const char *name;
     int query_len, keys, heads, topk, d_qk, d_v; /* d_v 512: absorbed */
-    int mask;                                    /* 1 random, 2 sink */
+    int mask;                                    /* 1 random, 2 sink, 3 random lists */
 };
 
 static struct mla_job make_job(const mla_context *context, const mla_problem *p,
@@ -179,7 +195,13 @@ static void run_shape(const struct shape *s)
         t.k.data = k;
         t.v.data = v;
         pairs = (double)rows * (rows + 1) / 2;
-        if (s->mask) {
+        if (s->mask == 3) {
+            p.topk = s->topk;
+            lists = device<int32_t>(rows * s->topk);
+            fill_causal_lists<<<4096, 256>>>((int32_t *)lists, rows, s->topk);
+            t.topk_indices.data = lists;
+            pairs = (double)s->topk * (s->topk + 1) / 2 + (double)(rows - s->topk) * s->topk;
+        } else if (s->mask) {
             int words = (s->keys + 31) / 32;
             unsigned long long *sum = device<unsigned long long>(1), host = 0;
             lists = device<uint32_t>(rows * words);
@@ -201,7 +223,7 @@ static void run_shape(const struct shape *s)
     const struct mla_kernel *kernels[2] = {absorbed ? &mla_mqa_any : &mla_mha_any,
                                            absorbed ? &mla_sparse_mqa_prefill_sm90
                                                     : &mla_mha_prefill_sm90};
-    double ms[2] = {0, 0};
+    double ms[2] = {0, 0}, alone = 0;
     for (int i = 0; i < 2; i++) {
         struct mla_job job = make_job(&context, &p, &request, kernels[i]);
         char *work = device<char>(job.workspace_bytes);
@@ -217,6 +239,10 @@ static void run_shape(const struct shape *s)
         CHECK(cudaDeviceSynchronize());
         if (i == 1 || !once)
             ms[i] = median_ms(launch);
+        if (i == 1 && s->mask && !absorbed) {
+            job.alone = t.same_lists = true;
+            alone = median_ms(launch);
+        }
         CHECK(cudaDeviceSynchronize());
         job.kernel->release(&job);
         CHECK(cudaFree(work));
@@ -231,6 +257,8 @@ static void run_shape(const struct shape *s)
     printf("%-30s %8.4f ms %6.1f TFLOP/s", s->name, ms[1], flop / ms[1] * 1e-9);
     if (absorbed)
         printf(" %5.0f GB/s", pairs * s->d_qk * 2 / ms[1] * 1e-6);
+    if (alone > 0)
+        printf("   with the mask at hand %8.4f ms", alone);
     if (!once)
         printf("   portable %8.4f ms, x %.2f", ms[0], ms[0] / ms[1]);
     printf("   largest difference %.3e, not finite %u\n", worst, host[1]);
@@ -251,6 +279,11 @@ int main(int argc, char **argv)
         {"mha-random s8192 h128", 8192, 8192, 128, 2048, 192, 128, 1},
         {"mha-random s8192 h16", 8192, 8192, 16, 2048, 192, 128, 1},
         {"mha-sink s8192 h128", 8192, 8192, 128, 2048, 192, 128, 2},
+        {"mha-lists s8192 h128", 8192, 8192, 128, 2048, 192, 128, 3},
+        {"mha-lists s8192 h16", 8192, 8192, 16, 2048, 192, 128, 3},
+        {"mha-lists s4096 h128", 4096, 4096, 128, 2048, 192, 128, 3},
+        {"mha-256 s8192 h64", 8192, 8192, 64, 0, 256, 256, 0},
+        {"mha-128 s8192 h64", 8192, 8192, 64, 0, 128, 128, 0},
         {"mha-256 s4096 h32", 4096, 4096, 32, 0, 256, 256, 0},
         {"mha-128 s4096 h32", 4096, 4096, 32, 0, 128, 128, 0},
         {"sparse kv8k h128", 4096, 8192, 128, 2048, 576, 512, 0},

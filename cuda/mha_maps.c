@@ -14,14 +14,16 @@ mla_status mla_mha_set_maps(struct mla_mha_maps *m, struct mla_mha_args *a,
                             const struct mla_mha_operands *o, const int box_rows[3])
 {
     mla_status status = map_of(&m->q, &o->q, o->q_split, o->heads, o->rows_q, box_rows[0]);
-    m->q_rope = m->k = m->v = m->q;
+    m->q_rope = m->k = m->k_rope = m->v = m->q;
     if (o->q_split == o->d_qk)
         a->q_split = INT32_MAX;
     else if (status == MLA_OK)
         status =
             map_of(&m->q_rope, &o->q_rope, o->d_qk - o->q_split, o->heads, o->rows_q, box_rows[0]);
     if (status == MLA_OK && o->rows_kv > 0)
-        status = map_of(&m->k, &o->k, o->d_qk, o->heads_kv, o->rows_kv, box_rows[1]);
+        status = map_of(&m->k, &o->k, o->k_split, o->heads_kv, o->rows_kv, box_rows[1]);
+    if (status == MLA_OK && o->rows_kv > 0 && o->k_split < o->d_qk)
+        status = map_of(&m->k_rope, &o->k_rope, o->d_qk - o->k_split, 1, o->rows_kv, box_rows[1]);
     if (status == MLA_OK && o->rows_kv > 0)
         status = map_of(&m->v, &o->v, o->d_v, o->heads_kv, o->rows_kv, box_rows[2]);
     return status;

@@ -276,6 +276,13 @@ static const struct shape shapes[] = {
     SHAPE("v3.2", 64, 128, F8, F8, .query_len = {21}, .seq_len = {3000}, .topk = 256),
     SHAPE("v3.2 exact", 64, 128, F8, F8, .query_len = {19}, .seq_len = {9000}, .topk = 2048,
           .causal = true, .exact = true),
+    SHAPE("tiles paged", 64, 128, F8, F8, .batch = 3, .query_len = {16, 9, 25},
+          .seq_len = {9000, 130, 20000}, .page_size = 64, .topk = 700, .causal = true,
+          .holes = true, .nan = true),
+    SHAPE("tiles 32 heads", 32, 128, F8, F8, .query_len = {50}, .seq_len = {30000}, .topk = 1000,
+          .ranges = true),
+    SHAPE("tiles ties", 40, 96, F8, F8, .query_len = {24}, .seq_len = {26000}, .topk = 2048,
+          .exact = true),
     SHAPE("decode paged", 64, 128, F8, F8, .batch = 3, .query_len = {1, 1, 1},
           .seq_len = {9000, 10, 4097}, .page_size = 64, .topk = 2048, .causal = true,
           .exact = true),
@@ -369,7 +376,8 @@ static bool takes(const struct shape *s)
     make_call(s, &c);
     mla_status status = mla_index_workspace_bytes(cuda, &c.device, &bytes);
     free_call(&c);
-    return status != MLA_ERR_UNSUPPORTED;
+    /* A kernel that the build does not have is an argument that is wrong. */
+    return status != MLA_ERR_UNSUPPORTED && !(index_kernel && status == MLA_ERR_ARGUMENT);
 }
 
 /* What the device does not take is refused with the field's name. */

@@ -33,6 +33,9 @@ int main(void)
 static const struct shape shapes[] = {
     SHAPE("v3.2", 64, 128, F8, F8, .query_len = {9}, .seq_len = {700}, .topk = 50, .causal = true),
     SHAPE("select", 64, 128, F8, F8, .query_len = {25}, .seq_len = {3500}, .topk = 128),
+    SHAPE("select tile", 64, 128, F8, F8, .query_len = {9}, .seq_len = {6500}, .topk = 90),
+    SHAPE("tile ties", 20, 128, F8, F8, .batch = 2, .query_len = {16, 17}, .seq_len = {300, 5000},
+          .page_size = 48, .topk = 70, .causal = true, .holes = true, .exact = true),
     SHAPE("select ties", 40, 128, F8, F8, .query_len = {3}, .seq_len = {6000}, .topk = 90,
           .exact = true),
     SHAPE("decode paged", 64, 128, F8, F8, .batch = 3, .query_len = {1, 1, 2},
@@ -50,6 +53,7 @@ static const struct shape shapes[] = {
     SHAPE("heads 200", 200, 64, F8, F8, .query_len = {3}, .seq_len = {260}, .topk = 64,
           .exact = true),
     SHAPE("bf16", 64, 128, B16, B16, .query_len = {5}, .seq_len = {500}, .topk = 64),
+    SHAPE("bf16 tiles", 64, 128, B16, B16, .query_len = {21}, .seq_len = {600}, .topk = 40),
     SHAPE("bf16 odd", 20, 37, B16, B16, .query_len = {9}, .seq_len = {300}, .topk = 64,
           .exact = true, .pad = 1),
     SHAPE("bf16 q, fp8 k", 128, 96, B16, F8, .query_len = {3}, .seq_len = {200}, .topk = 64,
@@ -107,7 +111,7 @@ static bool right_alone(const struct shape *s, const char *sm, const char *sched
 }
 
 struct mutant {
-    const char *sm;
+    const char *sm, *stem;
     int number;
     const char *what, *shape;
 };
@@ -115,10 +119,10 @@ struct mutant {
 #define MUTANT(...)
 #define SURVIVES(...)
 static const struct mutant mutants[] = {
-#define INDEX_MUTANT(number, what, shape) {"100", number, what, shape},
+#define INDEX_MUTANT(stem, number, what, shape) {"100", #stem, number, what, shape},
 #include "cuda/sm100/mutants.def"
 #undef INDEX_MUTANT
-#define INDEX_MUTANT(number, what, shape) {"90", number, what, shape},
+#define INDEX_MUTANT(stem, number, what, shape) {"90", #stem, number, what, shape},
 #include "cuda/sm90/mutants.def"
 };
 enum { MUTANTS = sizeof mutants / sizeof *mutants };
@@ -133,7 +137,7 @@ static int check_mutants(int only)
         const char *caught = NULL;
         if (only && m->number != only)
             continue;
-        snprintf(name, sizeof name, "index_logits:%d", m->number);
+        snprintf(name, sizeof name, "%s:%d", m->stem, m->number);
         for (int k = 0; k < 4 && !caught; k++) {
             if (!right_alone(find(m->shape), m->sm, schedules[k], ""))
                 printf("FAIL the right kernel on %s, %s\n", m->shape, schedules[k]), missed++;
@@ -141,8 +145,8 @@ static int check_mutants(int only)
                 caught = schedules[k];
         }
         missed += !caught;
-        printf("%s sm_%s %d: %s: %s\n", caught ? "ok  " : "FAIL", m->sm, m->number, m->what,
-               caught ? caught : "not caught");
+        printf("%s sm_%s %s:%d: %s: %s\n", caught ? "ok  " : "FAIL", m->sm, m->stem, m->number,
+               m->what, caught ? caught : "not caught");
     }
     return missed > 0;
 }

@@ -258,17 +258,37 @@ __global__ void __launch_bounds__(THREADS)
     }
 }
 
+/* 16 products, a lane's part of a latent row. */
+INLINE void store_products(mla_dtype dtype, char *latent, bool wide, const uint32_t *x,
+                           uint32_t scale)
+{
+    int lane = threadIdx.x % 32;
+    if (wide && (dtype == MLA_BF16 || dtype == MLA_F16)) {
+        uint32_t out[8];
+#pragma unroll
+        for (int i = 0; i < 8; i++)
+            out[i] = product_16(dtype, x[2 * i], scale) | product_16(dtype, x[2 * i + 1], scale)
+                                                              << 16;
+        store_bytes<32>(latent + 32 * lane, true, out);
+        return;
+    }
+    for (int i = 0; i < 16; i++)
+        store_product(dtype, latent, 16 * lane + i, x[i], scale);
+}
+
 static __device__ void read_packed(const struct place &p, const struct parts &from, mla_dtype dtype,
-                                   char *latent, char *rope)
+                                   char *latent, char *rope, bool wide)
 {
     int lane = threadIdx.x % 32;
     uint32_t words[8], scale = 0;
     if (p.format == MLA_CACHE_NVFP4_DS_MLA) {
         load_bytes<8>(from.data + 8 * lane, p.wide, words);
         scale = widen_e4m3((uint8_t)from.scales[nvfp4_place(lane)]);
+        uint32_t x[16];
+#pragma unroll
         for (int i = 0; i < 16; i++)
-            store_product(dtype, latent, 16 * lane + i,
-                          widen_e2m1(words[i / 8] >> 4 * (i & 7) & 15), scale);
+            x[i] = widen_e2m1(words[i / 8] >> 4 * (i & 7) & 15);
+        store_products(dtype, latent, wide, x, scale);
         for (int i = 2 * lane; i < 2 * lane + 2; i++)
             store_value(dtype, rope, i, widen_e4m3((uint8_t)from.rope[i]));
         return;
@@ -284,10 +304,12 @@ static __device__ void read_packed(const struct place &p, const struct parts &fr
         for (int i = 0; i < 16; i++)
             store_value(dtype, latent, 16 * lane + i, words[i / 2] >> 16 * (i & 1) << 16);
     } else {
+        uint32_t x[16];
         load_bytes<16>(from.data + 16 * lane, p.wide, words);
+#pragma unroll
         for (int i = 0; i < 16; i++)
-            store_product(dtype, latent, 16 * lane + i,
-                          widen_e4m3(words[i / 4] >> 8 * (i & 3) & 255), scale);
+            x[i] = widen_e4m3(words[i / 4] >> 8 * (i & 3) & 255);
+        store_products(dtype, latent, wide, x, scale);
     }
     if (p.format == MLA_CACHE_FP8_DS_MLA) {
         load_bytes<4>(from.rope + 4 * lane, p.wide, words);
@@ -329,7 +351,7 @@ __global__ void __launch_bounds__(THREADS)
     }
     struct parts from = find_parts(p, slot);
     if (p.format >= MLA_CACHE_FP8_DS_MLA) {
-        read_packed(p, from, v.dtype, latent, rope);
+        read_packed(p, from, v.dtype, latent, rope, v.wide);
     } else {
         read_plain(p.plain, from.data, v.dtype, latent, p.latent);
         if (rope)

@@ -270,6 +270,13 @@ INLINE void store_value(mla_dtype dtype, char *dst, int64_t i, uint32_t x)
         ((double *)dst)[i] = f32_to_f64(x);
 }
 
+/* Bits of a bf16 or f16 product. */
+INLINE uint32_t product_16(mla_dtype dtype, uint32_t value, uint32_t scale)
+{
+    double x = (double)__uint_as_float(value) * (double)__uint_as_float(scale);
+    return f64_to_16(x, dtype == MLA_BF16) & 0xFFFF;
+}
+
 INLINE void store_product(mla_dtype dtype, char *dst, int64_t i, uint32_t value, uint32_t scale)
 {
     double x = (double)__uint_as_float(value) * (double)__uint_as_float(scale);

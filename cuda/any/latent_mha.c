@@ -5,7 +5,7 @@
  *   gather   cache rows, dequantised where packed, as [keys, rank] and [keys, rope]; a flat cache
  *            whose rows suit cuBLAS is used where it lies
  *   project  k[key, h, :dn] = w_uk[h] · c, v[key, h] = c · w_uv[h], rounded to the type of q
- *   spread   k[key, h, dn:] = rope of the key
+ *   spread   k[key, h, dn:] = rope of the key, unless the engine reads it where it lies
  *   attend   by the engine of the row; q_nope and q_pe are read where they lie
  *
  * Workspace: heads of a group times keys, so it grows with the keys alone; the group shrinks to fit
@@ -45,8 +45,22 @@ static size_t aligned(size_t bytes)
     return (bytes + 255) & ~(size_t)255;
 }
 
-static struct layout layout_of(const mla_problem *p, const struct group *g)
+/* Does the engine read the keys' rope apart? */
+static bool splits_keys(const struct mla_job *job)
 {
+    const struct mla_mha_engine *engine = job->kernel->engine;
+    return engine->split_keys && job->problem->qk_rope_dim > 0;
+}
+
+/* Columns of a projected key. */
+static int64_t k_width(const struct mla_job *job)
+{
+    return splits_keys(job) ? job->problem->qk_nope_dim : mla_d_qk(job->problem);
+}
+
+static struct layout layout_of(const struct mla_job *job, const struct group *g)
+{
+    const mla_problem *p = job->problem;
     struct layout l = {0};
     size_t keys = (size_t)g->keys;
     l.blas = mla_mha_mask_bytes(g->attention);
@@ -54,7 +68,7 @@ static struct layout layout_of(const mla_problem *p, const struct group *g)
     l.rope = l.c + aligned(keys * (size_t)p->kv_lora_rank * 2);
     l.alive = l.rope + aligned(keys * (size_t)p->qk_rope_dim * 2);
     l.k = l.alive + aligned((size_t)(g->words + 2) * 4); /* tiles of 64 keys read pairs of words */
-    l.v = l.k + aligned(keys * (size_t)(g->heads * mla_d_qk(p)) * 2);
+    l.v = l.k + aligned(keys * (size_t)(g->heads * k_width(job)) * 2);
     l.total = l.v + aligned(keys * (size_t)(g->heads * p->v_dim) * 2);
     return l;
 }
@@ -94,7 +108,7 @@ static int64_t cut(const struct mla_job *job, struct group *groups)
     const mla_problem *p = job->problem;
     size_t limit = limit_of(job), fixed = limit / 8 + MLA_BLAS_BYTES;
     size_t a_row = (size_t)(p->kv_lora_rank + p->qk_rope_dim) * 2; /* gathered */
-    size_t a_head = (size_t)(mla_d_qk(p) + p->v_dim) * 2;          /* projected */
+    size_t a_head = (size_t)(k_width(job) + p->v_dim) * 2;         /* projected */
     size_t room = limit > fixed ? limit - fixed : 0, all_heads = a_head * (size_t)p->heads_q;
     int64_t count = 0;
     for (int64_t i = 0; i < job->num_requests;) {
@@ -176,7 +190,7 @@ static mla_status prepare_groups(struct mla_job *job, struct plan *plan,
             mla_mha_prepare(&sub, g->heads, mla_d_qk(p), p->v_dim, p->q_dtype, &g->attention);
         if (status != MLA_OK)
             return status;
-        size_t bytes = layout_of(p, g).total;
+        size_t bytes = layout_of(job, g).total;
         if (bytes > job->workspace_bytes)
             job->workspace_bytes = bytes;
         if (sub.rows_per_pass > job->rows_per_pass)
@@ -306,25 +320,27 @@ static mla_status project(const struct mla_job *job, const struct group *g, cons
                           int64_t head, int64_t heads, void *stream)
 {
     const mla_problem *p = job->problem;
-    int64_t d_qk = mla_d_qk(p), uk_row = mla_stride1(&t->w_uk, p->kv_lora_rank);
+    int64_t width = k_width(job), uk_row = mla_stride1(&t->w_uk, p->kv_lora_rank);
     int64_t uk_head = mla_stride0(&t->w_uk, p->qk_nope_dim * uk_row);
     int64_t uv_row = mla_stride1(&t->w_uv, p->v_dim);
     int64_t uv_head = mla_stride0(&t->w_uv, p->kv_lora_rank * uv_row);
     uint16_t *k = (uint16_t *)(void *)(workspace + l->k);
+    /* All heads in one product where both sides have them without gaps. */
+    bool joined = width == p->qk_nope_dim && uk_head == p->qk_nope_dim * uk_row;
     const struct mla_gemm products[] = {
         {.transpose = true,
-         .m = p->qk_nope_dim,
+         .m = joined ? heads * p->qk_nope_dim : p->qk_nope_dim,
          .n = g->keys,
          .k = p->kv_lora_rank,
-         .batch = heads,
+         .batch = joined ? 1 : heads,
          .a = (const uint16_t *)t->w_uk.data + head * uk_head,
          .lda = uk_row,
          .step_a = uk_head,
          .b = rows->c,
          .ldb = rows->c_stride,
          .c = k,
-         .ldc = heads * d_qk,
-         .step_c = d_qk,
+         .ldc = heads * width,
+         .step_c = width,
          .in = p->q_dtype,
          .out = p->q_dtype},
         {.m = p->v_dim,
@@ -343,7 +359,7 @@ static mla_status project(const struct mla_job *job, const struct group *g, cons
          .out = p->q_dtype},
     };
     mla_status status = mla_blas_run(job->context->data, products, 2, workspace + l->blas, stream);
-    if (status != MLA_OK || p->qk_rope_dim == 0 || g->keys == 0)
+    if (status != MLA_OK || p->qk_rope_dim == 0 || splits_keys(job) || g->keys == 0)
         return status;
     struct mla_spread_args a = {
         .in = rows->rope,
@@ -352,7 +368,7 @@ static mla_status project(const struct mla_job *job, const struct group *g, cons
         .heads = (int32_t)heads,
         .width = (int32_t)p->qk_rope_dim,
         .in_stride = {rows->rope_stride, 0},
-        .out_stride = {heads * d_qk, d_qk},
+        .out_stride = {heads * width, width},
     };
     int64_t threads = g->keys * heads * ((p->qk_rope_dim + 7) / 8);
     unsigned blocks = (unsigned)((threads + MLA_LATENT_THREADS - 1) / MLA_LATENT_THREADS);
@@ -372,7 +388,7 @@ static mla_status run_group(const struct mla_job *job, const struct group *g, co
                             struct mla_mha_operands *o, char *workspace, void *stream)
 {
     const mla_problem *p = job->problem;
-    struct layout l = layout_of(p, g);
+    struct layout l = layout_of(job, g);
     struct rows rows;
     mla_trace_part("gather", stream);
     mla_status status = gather(job, g, t, &l, workspace, stream, &rows);
@@ -389,7 +405,9 @@ static mla_status run_group(const struct mla_job *job, const struct group *g, co
         part.q.data = (uint16_t *)o->q.data + head * o->q.stride[1];
         if (p->qk_rope_dim)
             part.q_rope.data = (uint16_t *)o->q_rope.data + head * o->q_rope.stride[1];
-        part.k = (mla_tensor){workspace + l.k, {heads * o->d_qk, o->d_qk}};
+        part.k = (mla_tensor){workspace + l.k, {heads * k_width(job), k_width(job)}};
+        part.k_split = k_width(job);
+        part.k_rope = (mla_tensor){(void *)rows.rope, {rows.rope_stride, rows.rope_stride}};
         part.v = (mla_tensor){workspace + l.v, {heads * o->d_v, o->d_v}};
         part.alive = rows.alive;
         bool kept = t->same_lists && job->alone && ((struct plan *)job->data)->num_groups == 1;

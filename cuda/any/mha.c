@@ -25,7 +25,7 @@ struct mla_mha_plan {
     struct mla_mha_place *order;   /* device, behind the table; NULL unless the engine wants it */
     struct pass *passes;
     int64_t num_passes;
-    int64_t words; /* of a mask row; 0 = no mask */
+    int64_t words, given_words; /* of a mask row, here and the caller's; 0 = no mask */
     int64_t most_rows, most_tiles;
     bool from_lists;
 };
@@ -79,16 +79,35 @@ static bool uses_lists(const struct mla_job *job)
     return job->problem->topk > 0 && !job->ignore_lists;
 }
 
+/* Are the bits made here, not the caller's? */
+static bool makes_bits(const struct mla_mha_plan *plan)
+{
+    return plan->words && (plan->from_lists || plan->engine->make_mask);
+}
+
+static size_t limit_of(const struct mla_job *job)
+{
+    return job->workspace_limit ? job->workspace_limit : (size_t)64 << 20;
+}
+
+/* Query tiles whose mask fits the limit, where the engine has its own. */
+static int64_t tiles_of_a_pass(const struct mla_job *job, const struct mla_mha_plan *plan)
+{
+    if (!plan->words || !plan->engine->make_mask)
+        return INT32_MAX;
+    int64_t fit = (int64_t)(limit_of(job) / ((size_t)plan->words * (plan->engine->mask_bytes + 4)));
+    return fit < 1 ? 1 : fit < INT32_MAX ? fit : INT32_MAX;
+}
+
 /* Rows whose mask fits the limit, whole tiles of them. */
 static int64_t rows_of_a_pass(const struct mla_job *job, const struct mla_mha_plan *plan)
 {
     int64_t rows = plan->tile.rows, total = 0;
     for (int64_t i = 0; i < job->num_requests; i++)
         total += job->requests[i].query_len;
-    if (!plan->from_lists)
+    if (!plan->from_lists || plan->engine->make_mask)
         return total;
-    size_t limit = job->workspace_limit ? job->workspace_limit : (size_t)64 << 20;
-    int64_t fit = (int64_t)(limit / ((size_t)plan->words * 4 + 1));
+    int64_t fit = (int64_t)(limit_of(job) / ((size_t)plan->words * 4 + 1));
     fit = fit / rows * rows;
     return fit < rows ? rows : fit < total ? fit : total;
 }
@@ -97,13 +116,14 @@ static int64_t rows_of_a_pass(const struct mla_job *job, const struct mla_mha_pl
 static int64_t cut(const struct mla_job *job, struct mla_mha_plan *plan, int64_t heads,
                    struct mla_mha_segment *table)
 {
-    int64_t limit = rows_of_a_pass(job, plan), segments = 0, words = 0, tiles_before = 0;
+    int64_t limit = rows_of_a_pass(job, plan), most = tiles_of_a_pass(job, plan);
+    int64_t segments = 0, words = 0, tiles_before = 0;
     struct pass pass = {0};
     plan->num_passes = 0;
     for (int64_t i = 0; i < job->num_requests; i++) {
         const struct mla_request *r = &job->requests[i];
         for (int64_t row0 = 0, rows; row0 < r->query_len; row0 += rows) {
-            if (pass.rows == limit) {
+            if (pass.rows == limit || pass.tiles == most) {
                 if (table)
                     plan->passes[plan->num_passes] = pass;
                 plan->num_passes++;
@@ -111,6 +131,8 @@ static int64_t cut(const struct mla_job *job, struct mla_mha_plan *plan, int64_t
             }
             rows = r->query_len - row0;
             rows = rows < limit - pass.rows ? rows : limit - pass.rows;
+            int64_t room = (most - pass.tiles) * plan->tile.rows;
+            rows = rows < room ? rows : room;
             int64_t tiles = (rows + plan->tile.rows - 1) / plan->tile.rows;
             if (table)
                 table[segments] = (struct mla_mha_segment){
@@ -204,6 +226,8 @@ static mla_status upload(const struct mla_job *job, struct mla_mha_plan *plan,
         return status;
     status = mla_cuda_allow_shared(plan->tile.function, plan->tile.shared_bytes,
                                    plan->engine->most_shared);
+    if (status == MLA_OK && plan->words && plan->engine->make_mask)
+        status = mla_cuda_allow_shared(plan->engine->mask_function(), plan->engine->mask_shared, 0);
     cudaError_t error = cudaSuccess;
     if (status == MLA_OK)
         error = cudaMalloc((void **)&plan->table, bytes + more);
@@ -229,7 +253,10 @@ mla_status mla_mha_prepare(struct mla_job *job, int64_t heads, int64_t d_qk, int
     plan->engine = engine_of(job);
     plan->tile = plan->engine->tile(dtype, d_qk, d_v);
     plan->from_lists = uses_lists(job);
-    plan->words = plan->from_lists || job->problem->has_mask ? most_words(job->problem) : 0;
+    plan->given_words = plan->from_lists || job->problem->has_mask ? most_words(job->problem) : 0;
+    plan->words = plan->given_words;
+    if (plan->engine->make_mask)
+        plan->words = (plan->words + 3) / 4 * 4;
     int64_t segments = cut(job, plan, heads, NULL);
     mla_status status = MLA_OK;
     if (segments < 0)
@@ -284,7 +311,11 @@ static size_t aligned(size_t bytes)
 
 static size_t bits_bytes(const struct mla_mha_plan *plan)
 {
-    return plan->from_lists ? aligned((size_t)(plan->most_rows * plan->words) * 4) : 0;
+    if (!makes_bits(plan))
+        return 0;
+    if (plan->engine->make_mask)
+        return aligned((size_t)(plan->most_tiles * plan->words) * plan->engine->mask_bytes);
+    return aligned((size_t)(plan->most_rows * plan->words) * 4);
 }
 
 static size_t columns_bytes(const struct mla_mha_plan *plan)
@@ -294,7 +325,7 @@ static size_t columns_bytes(const struct mla_mha_plan *plan)
 
 size_t mla_mha_mask_bytes(const struct mla_mha_plan *plan)
 {
-    return bits_bytes(plan) + columns_bytes(plan);
+    return bits_bytes(plan) + columns_bytes(plan) + aligned(plan->engine->scratch_bytes);
 }
 
 bool mla_mha_one_pass(const struct mla_mha_plan *plan)
@@ -327,10 +358,12 @@ static mla_status make_mask(const struct mla_job *job, const struct mla_mha_plan
         a.topk_lens = p->has_topk_lens ? t->topk_lens : NULL;
     } else {
         a.given = t->mask.data;
-        a.given_stride = mla_stride0(&t->mask, plan->words);
+        a.given_stride = mla_stride0(&t->mask, plan->given_words);
     }
     void *args[] = {&a};
     MLA_CUDA(cudaMemsetAsync(columns, 0, (size_t)(pass->tiles * plan->words) * 4, stream));
+    if (plan->engine->make_mask)
+        return plan->engine->make_mask(&a, pass->tiles, stream);
     MLA_CUDA(cudaLaunchKernel(mla_mask_function(), (dim3){(unsigned)pass->rows, 1, 1},
                               (dim3){MLA_MASK_THREADS, 1, 1}, args, 0, stream));
     return MLA_OK;
@@ -395,6 +428,7 @@ mla_status mla_mha_launch(const struct mla_job *job, const struct mla_mha_plan *
 {
     struct mla_mha_args a = args_of(job, plan, t, o);
     uint32_t *bits = mask, *columns = (uint32_t *)(void *)((char *)mask + bits_bytes(plan));
+    void *scratch = (char *)columns + columns_bytes(plan);
     for (int64_t i = 0; i < plan->num_passes; i++) {
         const struct pass *pass = &plan->passes[i];
         a.segments = plan->table + pass->first;
@@ -403,9 +437,9 @@ mla_status mla_mha_launch(const struct mla_job *job, const struct mla_mha_plan *
         a.tiles = (int32_t)pass->tiles;
         if (plan->words) {
             a.columns = columns;
-            a.whole_mask = !plan->from_lists;
-            a.mask = plan->from_lists ? bits : t->mask.data;
-            a.mask_stride = plan->from_lists ? plan->words : mla_stride0(&t->mask, plan->words);
+            a.whole_mask = !makes_bits(plan);
+            a.mask = makes_bits(plan) ? bits : t->mask.data;
+            a.mask_stride = makes_bits(plan) ? plan->words : mla_stride0(&t->mask, plan->words);
             if (build_mask || plan->num_passes > 1) {
                 mla_trace_part("mask", stream);
                 mla_status status = make_mask(job, plan, t, pass, bits, columns, stream);
@@ -414,7 +448,7 @@ mla_status mla_mha_launch(const struct mla_job *job, const struct mla_mha_plan *
             }
         }
         mla_trace_part("attention", stream);
-        mla_status status = plan->engine->launch(job, &plan->tile, &a, o, stream);
+        mla_status status = plan->engine->launch(job, &plan->tile, &a, o, scratch, stream);
         if (status != MLA_OK)
             return status;
     }
@@ -498,6 +532,7 @@ mla_status mla_mha_row_run(const struct mla_job *job, const mla_tensors *t, void
         .d_qk = mla_d_qk(p),
         .d_v = p->v_dim,
         .q_split = mla_d_qk(p),
+        .k_split = mla_d_qk(p),
         .dtype = p->q_dtype,
         .rows_q = mla_total_q(p),
         .rows_kv = total_keys(p),
@@ -540,11 +575,11 @@ static struct mla_mha_tile any_tile(mla_dtype dtype, int64_t d_qk, int64_t d_v)
 
 static mla_status any_launch(const struct mla_job *job, const struct mla_mha_tile *tile,
                              const struct mla_mha_args *a, const struct mla_mha_operands *o,
-                             void *stream)
+                             void *scratch, void *stream)
 {
     struct mla_mha_args copy = *a;
     void *args[] = {&copy};
-    (void)job, (void)o;
+    (void)job, (void)o, (void)scratch;
     MLA_CUDA(cudaLaunchKernel(tile->function, (dim3){(unsigned)(a->tiles * a->heads), 1, 1},
                               (dim3){(unsigned)tile->threads, 1, 1}, args, tile->shared_bytes,
                               stream));

@@ -28,6 +28,9 @@ struct mla_mha_operands {
     mla_tensor q, k, v;
     mla_tensor q_rope; /* columns q_split … d_qk - 1 of q; not looked at where q_split = d_qk */
     int64_t q_split;
+    /* The same of k, one row for all heads; only for engines with split_keys. */
+    mla_tensor k_rope;
+    int64_t k_split;
     mla_tensor out; /* of head 0 of the problem; out_dtype of the problem */
     const uint32_t
         *alive; /* or NULL: a bit for each key, requests of the job one after another, each
@@ -43,11 +46,20 @@ struct mla_mha_engine {
     struct mla_mha_tile (*tile)(mla_dtype dtype, int64_t d_qk, int64_t d_v);
     size_t most_shared; /* bytes of shared memory of a block; 0 = what the device has */
     bool ordered;       /* args.order is wanted */
+    bool split_keys;    /* reads k_rope where it lies */
+    /* An engine may have an order of its own for a mask's bits, so many bytes of a query tile and 32
+     * keys, and a kernel that makes them and the columns (zero before; tiles of the pass). Words of
+     * a row are then a multiple of 4. */
+    size_t mask_bytes;
+    mla_status (*make_mask)(const struct mla_mask_args *args, int64_t tiles, void *stream);
+    const void *(*mask_function)(void);
+    size_t mask_shared; /* its bytes of shared memory */
+    size_t scratch_bytes; /* of one launch, at most 256 */
     /* Launches the attention of one pass. The context's device is current; args hold everything but
      * what lies behind q, k and v, which operands describe. */
     mla_status (*launch)(const struct mla_job *job, const struct mla_mha_tile *tile,
                          const struct mla_mha_args *args, const struct mla_mha_operands *operands,
-                         void *stream);
+                         void *scratch, void *stream);
 };
 
 /* The fields of a row beside name, architecture, proof and engine. */

@@ -1,24 +1,25 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* mla_topk_run on the device: a block streams one row after another through the row state of
- * select.cuh. Each score is read once; most are turned away by one comparison with the floor. */
+/* mla_topk_run on the device: a block takes one row after another through list.cuh. A row is read
+ * twice (counted, marked), the second time from L2 unless rows are very long. */
 #include "../device.h"
 #include "../ptx/launch.cuh"
 #include "index.h"
-#include "select.cuh"
+#include "list.cuh"
 
 extern "C" {
 #include "status.h"
 }
 
-static const int STEP = 2048;       /* scores between two looks at the count */
-static const int SORT_ITEMS = 2048; /* lists up to this are sorted in shared memory */
 static const int BLOCKS_SM = 5;
 static const int THREADS = 256;
+
+static const int SHARED = KTH_BYTES + 4 * MAP_WORDS; /* bins; a bitmap, or items to sort */
 
 struct topk_launch {
     const float *in;
     int64_t rows, stride, topk, index_stride, score_stride;
-    int columns, k, capacity;
+    int columns, k;
+    int64_t room; /* items of a block */
     const int32_t *key_start, *key_end;
     int32_t *indices, *lens;
     float *scores;
@@ -26,74 +27,108 @@ struct topk_launch {
     uint64_t *items;
 };
 
-__global__ void __launch_bounds__(THREADS, BLOCKS_SM) topk_kernel(struct topk_launch a)
-{
-    __shared__ __align__(16) char select[SELECT_BYTES];
-    __shared__ uint64_t sorted[SORT_ITEMS];
-    __shared__ int count, need_at[2];
-    const struct block_team<THREADS> team = {
-        select
-    };
-    const struct items_at scratch = {sorted};
-    uint64_t *items = a.items + (int64_t)blockIdx.x * a.capacity;
-    for (int64_t r = blockIdx.x; r < a.rows; r += gridDim.x) {
-        int start = a.key_start ? max(0, a.key_start[r]) : 0;
-        int end = a.key_end ? min(a.columns, a.key_end[r]) : a.columns;
-        const float *in = a.in + r * a.stride;
-        if (threadIdx.x == 0) {
-            count = 0;
-            need_at[0] = need_at[1] = -1;
-        }
+struct topk_team {
+    static const int THREADS = ::THREADS;
+    u32 memory;
+
+    __device__ __forceinline__ int rank() const
+    {
+        return threadIdx.x;
+    }
+    __device__ __forceinline__ void sync() const
+    {
         __syncthreads();
-        uint64_t least = 0;
-        int step = 0;
-        for (int first = start & ~3; first < end; first += STEP, step++) {
-            float x[STEP / THREADS];
+    }
+    template <class T> __device__ __forceinline__ T get(int at) const
+    {
+        return ld_shared<T>(memory + at);
+    }
+    template <class T> __device__ __forceinline__ void put(int at, T value) const
+    {
+        st_shared(memory + at, value);
+    }
+    __device__ __forceinline__ uint32_t add(int at, uint32_t n) const
+    {
+        return atom_add_shared(memory + at, n);
+    }
+};
+
+struct row_scores {
+    const float *in;
+    int start, end;
+    bool wide; /* 16-byte loads are aligned where the column is a multiple of 4 */
+
+    __device__ __forceinline__ int total() const
+    {
+        return max(0, end - start);
+    }
+    __device__ __forceinline__ void sample(const struct topk_team &, u32 *least, u32 *most) const
+    {
 #pragma unroll
-            for (int j = 0; j < STEP / THREADS; j += 4) {
-                int at = first + (j / 4 * THREADS + threadIdx.x) * 4;
-                if (a.wide && at >= start && at <= end - 4) {
-                    float4 v = __ldcs((const float4 *)(in + at));
-                    x[j] = v.x, x[j + 1] = v.y, x[j + 2] = v.z, x[j + 3] = v.w;
+        for (int i = 0; i < 2; i++) {
+            int64_t rank = 2 * threadIdx.x + i;
+            int at = start + (int)(rank * (end - start) / (2 * THREADS));
+            u32 score = (u32)(item_of(in[at], at) >> 32);
+            *least = min(*least, score);
+            *most = max(*most, score);
+        }
+    }
+    template <class F>
+    __device__ __forceinline__ void each(const struct topk_team &, const F &f) const
+    {
+        const int batch = 4;
+#pragma unroll 1
+        for (int first = start & ~3; first < end; first += 4 * batch * THREADS) {
+            float x[batch][4];
+            int at = first + 4 * (int)threadIdx.x;
+#pragma unroll
+            for (int j = 0; j < batch; j++) {
+                int k = at + 4 * j * THREADS;
+                if (wide && k >= start && k <= end - 4) {
+                    float4 v = *(const float4 *)(in + k);
+                    x[j][0] = v.x, x[j][1] = v.y, x[j][2] = v.z, x[j][3] = v.w;
                 } else {
 #pragma unroll
                     for (int i = 0; i < 4; i++)
-                        x[j + i] = at + i >= start && at + i < end ? in[at + i] : 0;
+                        x[j][i] = k + i >= start && k + i < end ? in[k + i] : 0;
                 }
             }
-            /* Counted up in the step before: all threads agree. */
-            if (need_at[step & 1] == step) {
-                int n = count;
-                uint64_t largest;
-                least = keep_largest(team, items, &n, a.k, &largest);
-                if (threadIdx.x == 0)
-                    count = n;
-                __syncthreads();
-            }
 #pragma unroll
-            for (int j = 0; j < STEP / THREADS; j++) {
-                int at = first + (j / 4 * THREADS + threadIdx.x) * 4 + j % 4;
-                uint64_t item = item_of(x[j], at);
-                bool accept = at >= start && at < end && item >= least;
-                if (append(items, &count, accept, item) > a.capacity - STEP)
-                    need_at[(step + 1) & 1] = step + 1;
+            for (int j = 0; j < batch; j++) {
+#pragma unroll
+                for (int i = 0; i < 4; i++) {
+                    int k = at + 4 * j * THREADS + i;
+                    f(k >= start && k < end, item_of(x[j][i], k));
+                }
             }
-            __syncthreads();
         }
+    }
+};
+
+__global__ void __launch_bounds__(THREADS, BLOCKS_SM) topk_kernel(struct topk_launch a)
+{
+    const struct topk_team team = {dynamic_smem()};
+    for (int64_t r = blockIdx.x; r < a.rows; r += gridDim.x) {
+        struct row_scores x;
+        x.in = a.in + r * a.stride;
+        x.start = a.key_start ? max(0, a.key_start[r]) : 0;
+        x.end = a.key_end ? min(a.columns, a.key_end[r]) : a.columns;
+        x.wide = a.wide;
         struct list_out out = {};
         out.indices = a.indices + r * a.index_stride;
         out.scores = a.scores ? a.scores + r * a.score_stride : NULL;
         out.len = a.lens ? a.lens + r : NULL;
         out.topk = a.topk;
-        out.base = a.relative ? start : 0;
+        out.base = a.relative ? x.start : 0;
         out.ascending = a.ascending;
-        finish_row(team, items, count, a.k, scratch, SORT_ITEMS, out);
+        write_list(team, x, a.k, x.start, x.end, a.items + blockIdx.x * a.room,
+                   team.memory + KTH_BYTES, out);
     }
 }
 
-/* Blocks and items of a buffer under the limit. */
+/* Blocks, and items of one, under the limit. */
 static mla_status layout(const char *function, const mla_context *context, const mla_topk_args *a,
-                         int64_t *blocks, int64_t *capacity, int64_t *k)
+                         int64_t *blocks, int64_t *room, int64_t *k)
 {
     int processors = 0;
     cudaError_t error =
@@ -104,20 +139,20 @@ static mla_status layout(const char *function, const mla_context *context, const
     if (*k > 1 << 28)
         return mla_fail(MLA_ERR_UNSUPPORTED, "%s: topk: got %lld, want at most 2^28 on CUDA",
                         function, (long long)*k);
-    if (a->columns > INT32_MAX - 2 * STEP)
+    if (a->columns > INT32_MAX - 16 * THREADS)
         return mla_fail(MLA_ERR_UNSUPPORTED, "%s: columns: got %lld, want at most %d on CUDA",
-                        function, (long long)a->columns, INT32_MAX - 2 * STEP);
+                        function, (long long)a->columns, INT32_MAX - 16 * THREADS);
     size_t limit = a->workspace_limit_bytes, bytes = 0;
-    for (int small = 0; small < 2; small++) {
-        *blocks = (int64_t)processors * BLOCKS_SM;
-        *blocks = *blocks < a->rows ? *blocks : a->rows > 1 ? a->rows : 1;
-        *capacity = mla_index_capacity(*k, STEP, small);
-        bytes = (size_t)*capacity * sizeof(uint64_t);
-        if (!limit || bytes <= limit) {
-            if (limit && (size_t)*blocks > limit / bytes)
-                *blocks = (int64_t)(limit / bytes);
-            return MLA_OK;
-        }
+    *blocks = (int64_t)processors * BLOCKS_SM;
+    *blocks = *blocks < a->rows ? *blocks : a->rows > 1 ? a->rows : 1;
+    *room = 2;
+    while (*room < *k)
+        *room *= 2;
+    bytes = (size_t)*room * sizeof(uint64_t);
+    if (!limit || bytes <= limit) {
+        if (limit && (size_t)*blocks > limit / bytes)
+            *blocks = (int64_t)(limit / bytes);
+        return MLA_OK;
     }
     return mla_fail(MLA_ERR_ARGUMENT, "%s: workspace_limit_bytes: got %zu, want 0 or at least %zu",
                     function, limit, bytes);
@@ -126,10 +161,10 @@ static mla_status layout(const char *function, const mla_context *context, const
 extern "C" mla_status mla_cuda_topk_workspace(const char *function, const mla_context *context,
                                               const mla_topk_args *args, size_t *bytes)
 {
-    int64_t blocks = 0, capacity = 0, k = 0;
-    mla_status status = layout(function, context, args, &blocks, &capacity, &k);
+    int64_t blocks = 0, room = 0, k = 0;
+    mla_status status = layout(function, context, args, &blocks, &room, &k);
     if (!status)
-        *bytes = (size_t)(blocks * capacity) * sizeof(uint64_t);
+        *bytes = (size_t)(blocks * room) * sizeof(uint64_t);
     return status;
 }
 
@@ -137,8 +172,8 @@ extern "C" mla_status mla_cuda_topk_run(const mla_context *context, const mla_to
                                         void *workspace, void *stream)
 {
     const char *function = "mla_topk_run";
-    int64_t blocks = 0, capacity = 0, k = 0;
-    mla_status status = layout(function, context, args, &blocks, &capacity, &k);
+    int64_t blocks = 0, room = 0, k = 0;
+    mla_status status = layout(function, context, args, &blocks, &room, &k);
     if (status || args->rows == 0)
         return status;
     struct topk_launch a = {};
@@ -150,7 +185,7 @@ extern "C" mla_status mla_cuda_topk_run(const mla_context *context, const mla_to
     a.score_stride = mla_stride0(&args->scores, args->topk);
     a.columns = (int)args->columns;
     a.k = (int)k;
-    a.capacity = (int)capacity;
+    a.room = room;
     a.key_start = args->key_start;
     a.key_end = args->key_end;
     a.indices = (int32_t *)args->indices.data;
@@ -166,7 +201,7 @@ extern "C" mla_status mla_cuda_topk_run(const mla_context *context, const mla_to
         return status;
     void *list[] = {&a};
     cudaError_t error = cudaLaunchKernel(mla_kernel_address(topk_kernel), dim3((unsigned)blocks),
-                                         dim3(THREADS), list, 0, (cudaStream_t)stream);
+                                         dim3(THREADS), list, SHARED, (cudaStream_t)stream);
     mla_cuda_leave(context, before);
     return error == cudaSuccess ? MLA_OK : mla_cuda_fail(function, "cudaLaunchKernel", error);
 }

@@ -28,6 +28,7 @@
 #include "../element.cuh"
 #include "../ptx/launch.cuh"
 #include "../ptx/wgmma.cuh"
+#include "index_tile.h"
 
 static const int ALL_THREADS = 384, MATH_REGISTERS = 216, OTHER_REGISTERS = 72;
 static_assert(TEAM * (2 * MATH_REGISTERS + OTHER_REGISTERS) <= 65536, "registers of an SM");
@@ -183,9 +184,16 @@ static int most_rows(const mla_index_args *args)
     return tile_rows(args, 32);
 }
 
+/* Tiles of so many rows are index_tile.cu's. */
+static bool tiled(bool fp8, int64_t heads, int rows)
+{
+    return fp8 && heads <= 64 && rows == 512 / padded_heads(heads, 32);
+}
+
 static int buffers(const mla_index_args *args, int rows)
 {
-    return rows > group_rows(args, 32) ? 1 : 2;
+    bool fp8 = args->q_format == MLA_INDEX_FP8 && args->k_format == MLA_INDEX_FP8;
+    return tiled(fp8, args->heads, rows) ? INDEX_TILE_BUFFERS : rows > group_rows(args, 32) ? 1 : 2;
 }
 
 template <bool BF16> static const void *kernel_of(int hp)
@@ -200,6 +208,8 @@ static cudaError_t launch(const struct index_launch *a, unsigned blocks, cudaStr
 {
     bool fp8 = a->q_fp8 && a->k_fp8;
     int hp = padded_heads(a->heads, 32);
+    if (tiled(fp8, a->heads, a->rows))
+        return mla_index_sm90_tiles(a, hp, blocks, stream);
     int bytes = fp8 ? index_map<false>::BYTES : index_map<true>::BYTES;
     const void *kernel = fp8 ? kernel_of<false>(hp) : kernel_of<true>(hp);
     cudaError_t error =

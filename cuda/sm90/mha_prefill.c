@@ -43,9 +43,11 @@ static struct mla_mha_tile tile(mla_dtype dtype, int64_t d_qk, int64_t d_v)
     return tile_and_keys(dtype, d_qk, d_v, &keys);
 }
 
+/* One block takes works one after another; beyond two each they are dealt as blocks get free, as
+ * they are where bits make their lengths uneven. */
 static mla_status launch(const struct mla_job *job, const struct mla_mha_tile *tile,
                          const struct mla_mha_args *a, const struct mla_mha_operands *o,
-                         void *stream)
+                         void *scratch, void *stream)
 {
     int keys, sms;
     int64_t works = (int64_t)a->tiles * a->heads;
@@ -54,6 +56,7 @@ static mla_status launch(const struct mla_job *job, const struct mla_mha_tile *t
         .a = *a,
         .works = (int32_t)works,
         .group = MLA_MHA_SM90_HEADS,
+        .k_split = o->k_split < o->d_qk ? (int32_t)o->k_split : INT32_MAX,
         .wide_stores = mla_mha_out_aligned(a),
     };
     if (works == 0)
@@ -62,7 +65,19 @@ static mla_status launch(const struct mla_job *job, const struct mla_mha_tile *t
     mla_status status = mla_mha_set_maps(&g.maps, &g.a, o, box_rows);
     if (status != MLA_OK)
         return status;
+    g.chunks = g.maps;
+    if (a->mask) {
+        const int chunk_rows[3] = {MLA_MHA_SM90_WG_ROWS, MLA_MHA_SM90_CHUNK, MLA_MHA_SM90_CHUNK};
+        struct mla_mha_args unused = *a;
+        status = mla_mha_set_maps(&g.chunks, &unused, o, chunk_rows);
+        if (status != MLA_OK)
+            return status;
+    }
     MLA_CUDA(cudaDeviceGetAttribute(&sms, cudaDevAttrMultiProcessorCount, job->context->device));
+    if (works > 2 * (int64_t)sms || (a->mask && works > sms)) {
+        g.counter = scratch;
+        MLA_CUDA(cudaMemsetAsync(scratch, 0, sizeof *g.counter, stream));
+    }
     void *args[] = {&g};
     MLA_CUDA(cudaLaunchKernel(tile->function, (dim3){(unsigned)(works < sms ? works : sms), 1, 1},
                               (dim3){(unsigned)tile->threads, 1, 1}, args, tile->shared_bytes,
@@ -70,10 +85,29 @@ static mla_status launch(const struct mla_job *job, const struct mla_mha_tile *t
     return MLA_OK;
 }
 
+static mla_status make_mask(const struct mla_mask_args *a, int64_t tiles, void *stream)
+{
+    struct mla_mask_args copy = *a;
+    void *args[] = {&copy};
+    int64_t slices = ((int64_t)a->words * 32 + MLA_MHA_SM90_MASK_KEYS - 1) / MLA_MHA_SM90_MASK_KEYS;
+    MLA_CUDA(cudaLaunchKernel(mla_mha_sm90_mask_function(),
+                              (dim3){(unsigned)(2 * tiles), (unsigned)slices, 1},
+                              (dim3){MLA_MHA_SM90_MASK_THREADS, 1, 1}, args,
+                              MLA_MHA_SM90_MASK_SHARED, stream));
+    return MLA_OK;
+}
+
 static const struct mla_mha_engine engine = {
     .supports = supports,
     .tile = tile,
     .ordered = true,
+    .split_keys = true,
+    .mask_bytes = MLA_MHA_SM90_ROWS / MLA_MHA_SM90_WG_ROWS * (32 / MLA_MHA_SM90_CHUNK) *
+                  MLA_MHA_SM90_CHUNK_BYTES,
+    .make_mask = make_mask,
+    .mask_function = mla_mha_sm90_mask_function,
+    .mask_shared = MLA_MHA_SM90_MASK_SHARED,
+    .scratch_bytes = sizeof(uint32_t),
     .launch = launch,
 };
 
