@@ -188,8 +188,9 @@ static mla_status decide(struct chooser *c, struct mla_request *requests,
                          struct decision *decisions)
 {
     const mla_problem *p = &c->plan->problem;
-    const struct mla_route_table *table =
-        c->plan->context->crossovers ? c->plan->context->crossovers : &mla_route_table_flop;
+    const struct mla_route_table *table = c->plan->context->crossovers
+                                              ? c->plan->context->crossovers
+                                              : mla_route_table_of(c->plan->context->backend);
     struct mla_route_choice *choices = mla_alloc((size_t)p->batch, sizeof *choices);
     bool *skip = mla_alloc((size_t)p->batch, sizeof *skip);
     mla_status status = MLA_OK;

@@ -9,11 +9,19 @@
 
 #include "crossover.h"
 #include "kernel.h"
+#include "status.h"
 
 #include <math.h>
 
 static const struct mla_route_rate flop_rates[] = {{1, {1, 1, 1, 1, 1}}};
-const struct mla_route_table mla_route_table_flop = {"flop", 1, flop_rates, 0, NULL};
+const struct mla_route_table mla_route_table_flop = {"flop", 1, flop_rates, 0, 0, 0, NULL};
+const struct mla_route_table mla_route_table_gpu = {
+    "flop and gather", 1, flop_rates, 80, 16, 0, NULL};
+
+const struct mla_route_table *mla_route_table_of(mla_backend backend)
+{
+    return backend == MLA_BACKEND_CPU ? &mla_route_table_flop : &mla_route_table_gpu;
+}
 
 static bool is_mha(mla_route route)
 {
@@ -120,6 +128,24 @@ static double rate_of(const struct mla_route_table *table, mla_route route, int6
     return rows[i].rate[route] * (1 - x) + rows[i + 1].rate[route] * x;
 }
 
+/* FLOP over rate; of sparse MQA also what its gather takes, if that is longer. */
+static double model_cost(const struct mla_route_table *table, const mla_problem *p, mla_route route,
+                         int64_t query_len, int64_t seq_len_kv)
+{
+    double flop = mla_route_flop(p, route, query_len, seq_len_kv), gather = 0;
+    if (route == MLA_ROUTE_SPARSE_MQA && table->gather_flop > 0) {
+        double pairs = mla_pairs_listed(p, query_len, seq_len_kv), pad = 0;
+        double row = 2.0 * (2.0 * (double)p->kv_lora_rank + (double)p->qk_rope_dim);
+        if (table->tile_heads && p->heads_q % table->tile_heads)
+            pad = (double)(table->tile_heads - p->heads_q % table->tile_heads);
+        gather = pairs * table->gather_flop *
+                 (double)mla_cache_row_bytes(p->cache_format, p->kv_lora_rank, p->qk_rope_dim);
+        double listed = pairs * row * (double)p->heads_q;
+        flop += fmax(pairs * row * pad, gather - listed);
+    }
+    return flop / rate_of(table, route, p->heads_q);
+}
+
 static mla_route set(struct mla_route_choice *out, mla_route route, const char *reason)
 {
     out->reason = reason;
@@ -176,42 +202,99 @@ static bool decide_measured(const mla_problem *p, const struct mla_route_table *
     return out->measured;
 }
 
+/* Seconds of the batch: each route's requests one more each, and its largest overhead. */
+static double batch_seconds(const struct mla_route_choice *choices, const bool *skip, int64_t n)
+{
+    double total = 0, overhead[MLA_ROUTES] = {0};
+    for (int64_t i = 0; i < n; i++) {
+        const struct mla_route_choice *c = &choices[i];
+        if (skip[i] || !c->measured)
+            continue;
+        total += c->cost[c->route];
+        overhead[c->route] = fmax(overhead[c->route], c->overhead[c->route]);
+    }
+    for (int r = MLA_ROUTE_DENSE_MHA; r < MLA_ROUTES; r++)
+        total += overhead[r];
+    return total;
+}
+
+/* Each request's cheapest route of a set; false if one has none. */
+static bool take_set(struct mla_route_choice *choices, const bool *skip, int64_t n, unsigned routes)
+{
+    for (int64_t i = 0; i < n; i++) {
+        struct mla_route_choice *c = &choices[i];
+        mla_route best = MLA_ROUTE_AUTO;
+        if (skip[i] || !c->measured)
+            continue;
+        for (int r = MLA_ROUTE_DENSE_MHA; r < MLA_ROUTES; r++)
+            if ((routes & MLA_BIT(r)) && isfinite(c->cost[r]) &&
+                (best == MLA_ROUTE_AUTO || c->cost[r] < c->cost[best]))
+                best = (mla_route)r;
+        if (best == MLA_ROUTE_AUTO)
+            return false;
+        c->route = best;
+    }
+    return true;
+}
+
+/* One request at a time moves to another route while the batch gains. */
+static void improve(struct mla_route_choice *choices, const bool *skip, int64_t n)
+{
+    double least = batch_seconds(choices, skip, n);
+    bool moved = true;
+    for (int pass = 0; pass < 4 && moved; pass++) {
+        moved = false;
+        for (int64_t i = 0; i < n; i++) {
+            struct mla_route_choice *c = &choices[i];
+            mla_route best = c->route;
+            if (skip[i] || !c->measured)
+                continue;
+            for (int r = MLA_ROUTE_DENSE_MHA; r < MLA_ROUTES; r++) {
+                if (!isfinite(c->cost[r]))
+                    continue;
+                c->route = (mla_route)r;
+                double total = batch_seconds(choices, skip, n);
+                if (total < least * (1 - 1e-9)) {
+                    least = total;
+                    best = (mla_route)r;
+                    moved = true;
+                }
+            }
+            c->route = best;
+        }
+    }
+}
+
 void mla_route_settle(struct mla_route_choice *choices, const bool *skip, int64_t n)
 {
+    enum { FEW = 64 }; /* requests: what improve costs grows with their square */
     unsigned best_set = 0;
     double least = INFINITY;
+    mla_route *before = n > 0 ? mla_alloc((size_t)n, sizeof *before) : NULL;
+    if (!before)
+        return; /* each request's own choice is a good one */
+    for (int64_t i = 0; i < n; i++)
+        before[i] = choices[i].route;
     for (unsigned routes = 2; routes < MLA_BIT(MLA_ROUTES); routes += 2) { /* AUTO is bit 0 */
-        double total = 0, overhead[MLA_ROUTES] = {0};
-        for (int64_t i = 0; i < n; i++) {
-            if (skip[i] || !choices[i].measured)
-                continue;
-            mla_route best = MLA_ROUTE_AUTO;
-            for (int r = MLA_ROUTE_DENSE_MHA; r < MLA_ROUTES; r++)
-                if ((routes & MLA_BIT(r)) &&
-                    (best == MLA_ROUTE_AUTO || choices[i].cost[r] < choices[i].cost[best]))
-                    best = (mla_route)r;
-            total += choices[i].cost[best];
-            overhead[best] = choices[i].overhead[best];
-        }
-        for (int r = MLA_ROUTE_DENSE_MHA; r < MLA_ROUTES; r++)
-            total += overhead[r];
+        if (!take_set(choices, skip, n, routes))
+            continue;
+        double total = batch_seconds(choices, skip, n);
         if (total < least) {
             least = total;
             best_set = routes;
         }
     }
-    for (int64_t i = 0; i < n && isfinite(least); i++) {
-        struct mla_route_choice *c = &choices[i];
-        mla_route best = c->route;
-        if (skip[i] || !c->measured)
-            continue;
-        for (int r = MLA_ROUTE_DENSE_MHA; r < MLA_ROUTES; r++)
-            if ((best_set & MLA_BIT(r)) &&
-                (!(best_set & MLA_BIT(best)) || c->cost[r] < c->cost[best]))
-                best = (mla_route)r;
-        if (best != c->route)
-            set(c, best, "fastest together with the batch, by measured times");
+    if (best_set)
+        take_set(choices, skip, n, best_set);
+    if (best_set && n <= FEW)
+        improve(choices, skip, n);
+    for (int64_t i = 0; i < n; i++) {
+        if (!best_set)
+            choices[i].route = before[i];
+        else if (!skip[i] && choices[i].measured && choices[i].route != before[i])
+            choices[i].reason = "fastest together with the batch, by measured times";
     }
+    mla_free(before);
 }
 
 static void fit_mask(int64_t query_len, int64_t seq_len_kv, size_t budget,
@@ -234,14 +317,11 @@ void mla_route_choose(const mla_problem *p, int64_t query_len, int64_t seq_len_k
         return;
     for (int route = MLA_ROUTE_DENSE_MHA; route < MLA_ROUTES; route++)
         out->cost[route] = mla_route_admissible(p, (mla_route)route, lists_complete, NULL)
-                               ? mla_route_flop(p, (mla_route)route, query_len, seq_len_kv) /
-                                     rate_of(table, (mla_route)route, p->heads_q)
+                               ? model_cost(table, p, (mla_route)route, query_len, seq_len_kv)
                                : INFINITY;
     /* "Few" query tokens: absorbing them costs no more than up-projecting every key, lists
      * aside. */
-    double mha = mla_route_flop(p, MLA_ROUTE_DENSE_MHA, query_len, seq_len_kv) /
-                 rate_of(table, MLA_ROUTE_DENSE_MHA, p->heads_q);
-    double mqa = mla_route_flop(p, MLA_ROUTE_DENSE_MQA, query_len, seq_len_kv) /
-                 rate_of(table, MLA_ROUTE_DENSE_MQA, p->heads_q);
+    double mha = model_cost(table, p, MLA_ROUTE_DENSE_MHA, query_len, seq_len_kv);
+    double mqa = model_cost(table, p, MLA_ROUTE_DENSE_MQA, query_len, seq_len_kv);
     decide(p, seq_len_kv, lists_complete, mha > 0 ? mqa / mha : 1, out);
 }

@@ -26,8 +26,9 @@ struct bench {
     struct compute compute;
     struct text_list batches, configs;
     const char *model, *form, *heads, *topk, *fill, *cache, *page, *seed;
-    const char *json, *routes, *plot;
-    int64_t repeats, rows;
+    const char *json, *routes, *from;
+    struct text_list plots;
+    int64_t repeats, rows, seconds;
     bool csv, unchecked, quick;
     /* running: */
     FILE *text;
@@ -175,7 +176,7 @@ static mla_status bench_source(struct bench *o, const char *source)
 {
     struct mla_case k;
     if (o->by_route.routes)
-        return mla_route_bench_source(&o->by_route, source);
+        return mla_route_bench_add(&o->by_route, source);
     mla_status status = mla_case_open(source, &k, mla_warning, NULL);
     if (status)
         return status;
@@ -252,20 +253,8 @@ static mla_status bench_batch(struct bench *o, const char *batch)
     return bench_source(o, source);
 }
 
-static int run_all(struct bench *o, const struct text_list *files)
+static mla_status read_all(struct bench *o, const struct text_list *files)
 {
-    char about[256];
-    mla_context_describe(o->compute.context, about, sizeof about);
-    if (!o->csv)
-        fprintf(o->text, "# mla %s, commit %s; %s\n# %s\n", mla_version(), MLA_COMMIT,
-                mla_cpu_name(), about);
-    if (o->by_route.routes) {
-        o->by_route.text = o->text;
-        o->by_route.batches_left = files->count + o->batches.count;
-        mla_route_bench_legend(&o->by_route);
-    } else {
-        print_legend(o);
-    }
     mla_status status = MLA_OK;
     for (int i = 0; i < files->count && !status; i++)
         status = bench_source(o, files->items[i]);
@@ -273,19 +262,46 @@ static int run_all(struct bench *o, const struct text_list *files)
         status = bench_config(o, o->configs.items[i]);
     for (int i = 0; i < o->batches.count && !status; i++)
         status = bench_batch(o, o->batches.items[i]);
+    return status;
+}
+
+static int run_all(struct bench *o, const struct text_list *files)
+{
+    char about[256], state[256], after[256] = "";
+    mla_context_describe(o->compute.context, about, sizeof about);
+    mla_gpu_state(o->compute.context, state, sizeof state);
+    if (!o->csv)
+        fprintf(o->text, "# mla %s, commit %s; %s\n# %s\n%s%s%s", mla_version(), MLA_COMMIT,
+                mla_cpu_name(), about, *state ? "# " : "", state, *state ? "\n" : "");
+    if (!o->by_route.routes)
+        print_legend(o);
+    mla_status status = read_all(o, files);
+    if (!status && o->by_route.routes) {
+        o->by_route.text = o->text;
+        status = mla_route_bench_run(&o->by_route);
+        mla_gpu_state(o->compute.context, after, sizeof after);
+        if (!o->csv && *after)
+            fprintf(o->text, "# at the end: %s\n", after);
+    }
     if (status)
         return mla_report(o->command, status);
     int exit_status = o->failed ? EXIT_OUTSIDE : EXIT_DONE;
     if (o->by_route.routes) {
         json_decref(o->results);
         o->results = mla_route_bench_json(&o->by_route);
-        if (o->plot)
-            exit_status = mla_route_plot(&o->by_route, about, o->plot);
+        for (int i = 0; i < o->plots.count; i++) {
+            int drawn = mla_route_plot(&o->by_route, about, o->plots.items[i]);
+            exit_status = drawn ? drawn : exit_status;
+        }
     }
     if (o->json) {
         json_t *root =
             json_pack("{s:s, s:s, s:s, s:s, s:O}", "version", mla_version(), "commit", MLA_COMMIT,
                       "cpu", mla_cpu_name(), "context", about, "results", o->results);
+        if (*state)
+            json_object_set_new(root, "clocks", json_string(state));
+        if (*after)
+            json_object_set_new(root, "clocks_after", json_string(after));
         int written = mla_json_write(o->command, root, o->json);
         exit_status = written ? written : exit_status;
     }
@@ -320,6 +336,16 @@ static int run_ratio(struct bench *o)
                           o->json);
 }
 
+/* Pictures of an earlier run. */
+static int plot_from(struct bench *o)
+{
+    char about[256];
+    int exit_status = mla_route_bench_load(&o->by_route, o->from, about, sizeof about);
+    for (int i = 0; i < o->plots.count && !exit_status; i++)
+        exit_status = mla_route_plot(&o->by_route, about, o->plots.items[i]);
+    return exit_status;
+}
+
 static int run_bench(const struct command *command, int argc, char **argv)
 {
     struct bench o = {.command = command, .repeats = 5, .rows = 16};
@@ -344,7 +370,11 @@ static int run_bench(const struct command *command, int argc, char **argv)
         {"json", 0, OPTION_TEXT, &o.json, "FILE", "the same as JSON; - = stdout"},
         {"routes", 0, OPTION_TEXT, &o.routes, "LIST",
          "all, or routes: end to end and by part, unjudged"},
-        {"plot", 0, OPTION_TEXT, &o.plot, "FILE", "of --routes: .html, or .png through gnuplot"},
+        {"plot", 0, OPTION_LIST, &o.plots, "FILE",
+         "of --routes: .html, .svg, or .png through gnuplot"},
+        {"from", 0, OPTION_TEXT, &o.from, "FILE", "with --plot: what --json wrote; times nothing"},
+        {"seconds", 0, OPTION_COUNT, &o.seconds, "N",
+         "of --routes: fewer runs, and at last fewer problems, so that all take so long"},
         {0},
     };
     int exit_status;
@@ -354,12 +384,23 @@ static int run_bench(const struct command *command, int argc, char **argv)
         o.model = "deepseek-v3.2";
     bool problems = files.count || o.configs.count || o.batches.count;
     bool words = o.model || o.form || o.heads || o.topk || o.fill || o.cache || o.page || o.seed;
-    if (o.routes || o.plot)
+    if (o.routes || o.plots.count)
         o.by_route = (struct route_bench){.command = command,
                                           .compute = &o.compute,
                                           .routes = o.routes ? o.routes : "all",
                                           .repeats = o.repeats,
+                                          .seconds = o.seconds,
                                           .csv = o.csv};
+    if (o.from) {
+        bool alone = o.plots.count && !problems && !words && !o.json && !o.routes;
+        exit_status = alone ? plot_from(&o)
+                            : mla_usage(command, "--from: got it %s, want it with --plot alone",
+                                        o.plots.count ? "beside problems, --routes or --json"
+                                                      : "without --plot");
+        mla_route_bench_free(&o.by_route);
+        mla_options_free(options, &files);
+        return exit_status;
+    }
     if (o.by_route.routes && !problems) {
         exit_status = mla_usage(command,
                                 "--%s: got it without problems, want --batch, --config or "
@@ -367,6 +408,8 @@ static int run_bench(const struct command *command, int argc, char **argv)
                                 o.routes ? "routes" : "plot");
     } else if (o.by_route.routes && o.compute.route) {
         exit_status = mla_usage(command, "--route: got it beside --routes, want one of the two");
+    } else if (o.seconds && !o.by_route.routes) {
+        exit_status = mla_usage(command, "--seconds: got it without --routes, want both");
     } else if (words && !o.batches.count) {
         exit_status = mla_usage(command, "--batch: got nothing, want "
                                          "[count]q<query_len>[k][s<kv_len>[k]],...");
