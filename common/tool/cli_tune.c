@@ -189,6 +189,8 @@ static int tune_and_write(struct tune *t)
     mla_status status = mla_pool_new(t->compute.context, &t->pool);
     if (!status)
         status = mla_timer_new(t->compute.context, &t->timer);
+    if (!status && t->from)
+        status = mla_context_load_crossovers(t->compute.context, t->from);
     if (status || !text || !root) {
         exit_status = mla_report(t->command, status ? status : MLA_ERR_MEMORY);
     } else {
@@ -200,9 +202,8 @@ static int tune_and_write(struct tune *t)
         if (!exit_status && t->regret) {
             json_t *regret = NULL;
             mla_tune_watch(t);
-            status = t->from || t->out ? mla_context_load_crossovers(t->compute.context,
-                                                                     t->from ? t->from : t->out)
-                                       : MLA_OK;
+            if (!t->from)
+                status = mla_context_load_crossovers(t->compute.context, t->out);
             if (!status)
                 status = mla_tune_regret(t, text, &regret);
             if (regret)

@@ -343,6 +343,15 @@ static mla_status time_source(struct route_bench *b, int64_t source, double time
 
 mla_status mla_route_bench_add(struct route_bench *b, const char *source)
 {
+    if (strncmp(source, "attend ", 7) == 0) { /* a wrong word is told before anything is timed */
+        struct mla_case_spec spec;
+        mla_status status = mla_case_spec_parse(&spec, source);
+        if (status == MLA_OK)
+            status = mla_problem_check(&spec.problem);
+        mla_problem_release(&spec.problem);
+        if (status)
+            return status;
+    }
     char **more = mla_realloc(b->sources, (size_t)b->num_sources + 1, sizeof *b->sources);
     char *copy = mla_alloc(strlen(source) + 1, 1);
     if (more)
