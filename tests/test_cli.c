@@ -457,8 +457,8 @@ static void cli_bench_routes(void **state)
         assert_string_equal(json_string_value(json_object_get(row, "fill")), "normal");
     }
     const json_t *wide = row_of(rows, "batch-wide");
-    assert_non_null(strstr(json_string_value(json_object_get(wide, "problem")),
-                           "batch=q40s60,2q1s50"));
+    assert_non_null(
+        strstr(json_string_value(json_object_get(wide, "problem")), "batch=q40s60,2q1s50"));
     assert_int_equal(json_integer_value(json_object_get(wide, "query_tokens")), 42);
     assert_int_equal(json_integer_value(json_object_get(wide, "keys")), 160);
     json_decref(root);
@@ -513,11 +513,12 @@ static void cli_bench_interrupted(void **state)
 {
     char command[4096];
     (void)state;
-    snprintf(command, sizeof command,
-             "timeout -s INT 2 %s/mla bench --routes all --model tiny --batch q40 --batch 64q1s2k "
-             "--batch q4k --batch q4k --batch q4k --batch q4k --batch q4k --batch q4k --batch q4k "
-             "--batch q4k --batch q4k --batch q4k --repeats 60 --json rows.json >../stdout.txt 2>&1",
-             MLA_BINARY_DIR);
+    snprintf(
+        command, sizeof command,
+        "timeout -s INT 2 %s/mla bench --routes all --model tiny --batch q40 --batch 64q1s2k "
+        "--batch q4k --batch q4k --batch q4k --batch q4k --batch q4k --batch q4k --batch q4k "
+        "--batch q4k --batch q4k --batch q4k --repeats 60 --json rows.json >../stdout.txt 2>&1",
+        MLA_BINARY_DIR);
     assert_int_equal(system(command) == -1, 0);
     slurp("../stdout.txt", out_text, sizeof out_text);
     assert_non_null(strstr(out_text, "were left out: interrupted"));
@@ -531,7 +532,8 @@ static void cli_bench_interrupted(void **state)
 static void cli_tune_and_regret(void **state)
 {
     (void)state;
-    must("tune -o table.txt --backend cpu --model tiny --heads 4,2 --queries 16 --keys 1k --seconds 20 "
+    must("tune -o table.txt --backend cpu --model tiny --heads 4,2 --queries 16 --keys 1k "
+         "--seconds 20 "
          "--json tune.json",
          0);
     assert_non_null(strstr(out_text, "prefill length from which sparse-mqa beats masked-mha"));
@@ -539,9 +541,10 @@ static void cli_tune_and_regret(void **state)
     assert_non_null(root);
     assert_int_equal(json_array_size(json_object_get(root, "curves")), 2);
     json_decref(root);
-    root = json_of("tune --from table.txt --backend cpu --model tiny --heads 4 --queries 16 --keys 1k "
-                   "--regret 2 --json -",
-                   0);
+    root =
+        json_of("tune --from table.txt --backend cpu --model tiny --heads 4 --queries 16 --keys 1k "
+                "--regret 2 --json -",
+                0);
     const json_t *regret = json_object_get(root, "regret");
     assert_int_equal(json_integer_value(json_object_get(regret, "batches")), 2);
     assert_true(json_real_value(json_object_get(regret, "worst_regret")) >= 0);

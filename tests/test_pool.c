@@ -70,8 +70,10 @@ static void judge(struct mla_pool_case *made)
             rounding[b] =
                 mla_rounding_of(p, MLA_BACKEND_CPU, MLA_PRECISION_FP32, (mla_route)r, MLA_F32);
         const struct mla_result result = {MLA_F32, MLA_F32, out, lse, NULL};
-        const struct mla_check_options options = {
-            .context = context, .rounding = rounding, .rows = 20, .name = "pool"};
+        const struct mla_check_options options = {.context = context,
+                                                  .rounding = rounding,
+                                                  .rows = 20,
+                                                  .name = "pool"};
         assert_ok(mla_check_result(&k, &result, &options, &report));
         assert_int_equal(report.verdict == MLA_FAIL, 0);
         mla_plan_destroy(plan);
@@ -134,7 +136,8 @@ static void lists_go_by_position(void **state)
     /* Sink-like lists share keys between neighbours, random ones hardly any. */
     for (int sink = 0; sink < 2; sink++) {
         int shared = 0;
-        make(pool, sink ? "attend model=tiny batch=2q1s4k fill=sink" : "attend model=tiny batch=q2s4k",
+        make(pool,
+             sink ? "attend model=tiny batch=2q1s4k fill=sink" : "attend model=tiny batch=q2s4k",
              &spec, &made);
         lists = made.tensors.topk_indices.data;
         for (int i = 0; i < 32; i++)
@@ -148,10 +151,11 @@ static void lists_go_by_position(void **state)
 
 static void what_does_not_repeat_is_refused(void **state)
 {
-    static const char *const texts[] = {
-        "attend model=tiny batch=q40 fill=needle", "attend model=tiny topk=0 mask=1 batch=q4",
-        "attend model=tiny topk_lens=1 batch=q40", "attend model=tiny causal=0 batch=q4",
-        "attend model=tiny holes=1 batch=q40"};
+    static const char *const texts[] = {"attend model=tiny batch=q40 fill=needle",
+                                        "attend model=tiny topk=0 mask=1 batch=q4",
+                                        "attend model=tiny topk_lens=1 batch=q40",
+                                        "attend model=tiny causal=0 batch=q4",
+                                        "attend model=tiny holes=1 batch=q40"};
     (void)state;
     for (size_t i = 0; i < sizeof texts / sizeof *texts; i++) {
         struct mla_case_spec spec;
