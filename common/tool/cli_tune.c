@@ -15,42 +15,54 @@
 
 /* ------------------------------------------------------------------ report */
 
-/* Smallest prefill, in steps of 1/64 octave, from which on sparse MQA beats masked MHA; 0 = none
- * up to the largest point. */
-static int64_t crossover_of(const struct mla_route_table *table, const struct mla_route_curve *c)
+/* Between which numbers of query tokens, in steps of 1/64 octave, one more request behind so many keys
+ * is faster by masked MHA than by sparse MQA: "from-to", "never", with + where the grid ends. */
+static void masked_range(const struct mla_route_table *table, const struct mla_route_curve *c,
+                         int64_t context, char *text, size_t bytes)
 {
+    const int64_t most = c->queries[c->num_queries - 1];
+    int64_t from = 0, to = 0;
     mla_problem p;
-    int64_t found = 0;
     mla_curve_problem(c, &p);
-    for (int step = 6 * 64; exp2(step / 64.0) <= (double)c->queries[c->num_queries - 1]; step++) {
+    for (int step = 0; exp2(step / 64.0) <= (double)most; step++) {
         int64_t n = (int64_t)exp2(step / 64.0);
         double masked, sparse, unused;
-        mla_curves_cost(table, &p, MLA_ROUTE_MASKED_MHA, n, n, &masked, &unused);
-        mla_curves_cost(table, &p, MLA_ROUTE_SPARSE_MQA, n, n, &sparse, &unused);
-        if (sparse >= masked)
-            found = 0;
-        else if (!found)
-            found = n;
+        mla_curves_cost(table, &p, MLA_ROUTE_MASKED_MHA, n, n + context, &masked, &unused);
+        mla_curves_cost(table, &p, MLA_ROUTE_SPARSE_MQA, n, n + context, &sparse, &unused);
+        if (masked < sparse) {
+            from = from ? from : n;
+            to = n;
+        }
     }
-    return found;
+    if (!from)
+        snprintf(text, bytes, "never");
+    else
+        snprintf(text, bytes, "%" PRId64 "-%" PRId64 "%s", from, to,
+                 (double)to * exp2(1.0 / 64) >= (double)most ? "+" : "");
 }
 
 static void show(const struct tune *t, FILE *text)
 {
+    static const int64_t contexts[] = {0, 4096, 16384, 65536};
     const struct mla_route_table table = {.name = "measured",
                                           .num_curves = t->num_settings,
                                           .curves = t->curves};
-    fprintf(text, "%-14s %-6s %-6s %-12s %s\n", "model", "heads", "topk", "cache",
-            "prefill length from which sparse-mqa beats masked-mha");
+    fprintf(
+        text,
+        "query tokens of a request for which masked-mha is faster than sparse-mqa, by keys before "
+        "them\n%-14s %-6s %-6s %-12s %16s %16s %16s %16s\n",
+        "model", "heads", "topk", "cache", "0", "4k", "16k", "64k");
     for (int n = 0; n < t->num_settings; n++) {
         const struct mla_route_curve *c = &t->curves[n];
-        char at[32] = "no top-k";
-        if (c->topk) {
-            int64_t length = crossover_of(&table, c);
-            snprintf(at, sizeof at, length ? "%" PRId64 : "beyond the grid", length);
+        fprintf(text, "%-14s %-6" PRId64 " %-6" PRId64 " %-12s", t->settings[n].model, c->heads_q,
+                c->topk, mla_cache_format_name(c->cache_format));
+        for (int i = 0; i < 4; i++) {
+            char range[48] = "-";
+            if (c->topk && contexts[i] <= c->contexts[c->num_contexts - 1])
+                masked_range(&table, c, contexts[i], range, sizeof range);
+            fprintf(text, " %16s", range);
         }
-        fprintf(text, "%-14s %-6" PRId64 " %-6" PRId64 " %-12s %s\n", t->settings[n].model,
-                c->heads_q, c->topk, mla_cache_format_name(c->cache_format), at);
+        fprintf(text, "\n");
     }
 }
 

@@ -14,6 +14,9 @@
 #include <string.h>
 #include <unistd.h>
 
+#define LONG 4e-3 /* seconds of a run that keeps any device busy, and whose times hardly scatter */
+#define ENOUGH 1e-2 /* seconds of a batch from which one more request's time can be told */
+
 static volatile sig_atomic_t interrupted;
 
 static void on_interrupt(int number)
@@ -44,8 +47,8 @@ void mla_tune_problem(const struct tune *t, const struct tune_setting *s, int64_
              strstr(s->cache, "_ds_mla") ? " page=64" : "", topk ? " complete=1" : "");
 }
 
-/* Median time of `copies` equal requests by a route; NaN where no kernel takes it or memory does
- * not suffice. */
+/* Median time of `copies` equal requests by a route, of fewer runs where they are long; NaN where no
+ * kernel takes it or memory does not suffice. */
 static mla_status time_copies(struct tune *t, const struct tune_setting *s, int64_t topk,
                               mla_route route, int64_t queries, int64_t context, int64_t copies,
                               double *seconds)
@@ -53,7 +56,7 @@ static mla_status time_copies(struct tune *t, const struct tune_setting *s, int6
     char batch[96], text[512];
     struct mla_input in;
     mla_plan *plan = NULL;
-    double times[TUNE_RUNS];
+    double times[TUNE_RUNS] = {0};
     *seconds = NAN;
     snprintf(batch, sizeof batch, "%" PRId64 "q%" PRId64 "s%" PRId64, copies, queries,
              queries + context);
@@ -67,9 +70,12 @@ static mla_status time_copies(struct tune *t, const struct tune_setting *s, int6
     if (!status)
         status = mla_timer_take(t->timer, plan, &in.problem, &in.tensors);
     if (!status)
-        status = mla_timer_cold(t->timer, TUNE_RUNS, times);
+        status = mla_timer_cold(t->timer, 1, times);
+    int runs = times[0] > LONG ? 1 : TUNE_RUNS;
+    if (!status && runs > 1)
+        status = mla_timer_cold(t->timer, runs, times);
     if (!status)
-        *seconds = mla_times_of(times, TUNE_RUNS).median;
+        *seconds = mla_times_of(times, runs).median;
     mla_plan_destroy(plan);
     mla_input_free(&in);
     return status == MLA_ERR_UNSUPPORTED || status == MLA_ERR_MEMORY ? MLA_OK : status;
@@ -112,9 +118,11 @@ static mla_status tune_route(struct tune *t, int which, mla_route route, int i, 
     if (status || !(one > 0))
         return status;
     c->alone[route][i][j] = c->more[route][i][j] = flop / one;
-    if ((double)copies * one > t->limit)
-        copies = (int64_t)(t->limit / one);
-    if (copies < 2)
+    bool device = t->compute.chosen == MLA_BACKEND_CUDA;
+    double most = device && ENOUGH < t->limit ? ENOUGH : t->limit;
+    if ((double)copies * one > most)
+        copies = (int64_t)(most / one);
+    if (copies < 2 || (device && one > LONG))
         return MLA_OK;
     status = time_copies(t, s, topk, route, queries, context, copies, &all);
     if (status || !(all > 0))
