@@ -199,7 +199,11 @@ static void decimal_ticks(FILE *f, const struct panel *p, bool along_x)
                 continue;
             at = along_x ? px(p, v) : py(p, v);
             const char *style = m == 1 ? "stroke=\"#d4d4d4\"" : "stroke=\"#f0f0f0\"";
-            snprintf(text, sizeof text, v >= 1e6 ? "%.3gM" : "%.5g", v >= 1e6 ? v * 1e-6 : v);
+            snprintf(text, sizeof text,
+                     v >= 1e6   ? "%.3gM"
+                     : v >= 1e4 ? "%.0f"
+                                : "%.5g",
+                     v >= 1e6 ? v * 1e-6 : v);
             if (along_x)
                 line(f, at, p->top, at, p->top + p->height, style);
             else
@@ -512,7 +516,7 @@ static void draw_roofs(FILE *f, const struct panel *p, double tflops, double gby
     put_text(f, p->left + p->width - 6, py(p, tflops) - 6, END SMALL, text);
     snprintf(text, sizeof text, "memory: %.0f GB/s", gbytes);
     double middle = sqrt(from * ridge);
-    put_text(f, px(p, middle) - 10, py(p, middle * gbytes * 1e-3) - 4, END SMALL, text);
+    put_text(f, px(p, middle) + 12, py(p, middle * gbytes * 1e-3) + 14, SMALL, text);
 }
 
 bool mla_chart_roofline(FILE *f, const struct route_bench *b, const char *about)
@@ -560,10 +564,10 @@ bool mla_chart_roofline(FILE *f, const struct route_bench *b, const char *about)
 
 /* ------------------------------------------------------------------- mixed */
 
-/* Bars of one batch: each way that was timed, longest = the slowest of the batch. */
+/* Bars of one batch: each way that was timed, the longest 5 times the library's own or more. */
 static double mixed_batch(FILE *f, const struct route_bench *b, int first, double y)
 {
-    enum { LEFT = 132, BAR = 560, HEIGHT = 15 };
+    enum { LEFT = 132, BAR = 560, HEIGHT = 15, MOST_TIMES = 5 };
     double own = 0, most = 0;
     char text[256];
     const struct route_row *head = &b->rows[first];
@@ -572,13 +576,14 @@ static double mixed_batch(FILE *f, const struct route_bench *b, int first, doubl
         if (b->rows[i].way == WAY_AUTO)
             own = b->rows[i].cold.median;
     }
+    most = own > 0 ? fmin(most, MOST_TIMES * own) : most;
     snprintf(text, sizeof text, "%.120s  (%lld heads, %s cache, %s lists)", head->batch,
              (long long)head->heads, head->cache, head->fill);
     put_text(f, 16, y, BOLD, text);
     y += 6;
     for (int i = first; i < b->count && b->rows[i].source == head->source; i++) {
         const struct route_row *r = &b->rows[i];
-        double width = BAR * r->cold.median / most;
+        double width = BAR * fmin(1, r->cold.median / most);
         if (r->way == WAY_INDEXER)
             continue;
         put_text(f, LEFT - 8, y + 12, END,

@@ -15,8 +15,9 @@
 
 static const struct mla_route_rate flop_rates[] = {{1, {1, 1, 1, 1, 1}}};
 const struct mla_route_table mla_route_table_flop = {"flop", 1, flop_rates, 0, 0, 0, NULL};
+static const struct mla_route_rate gpu_rates[] = {{1, {1, 1, 0.93, 0.55, 0.7}}};
 const struct mla_route_table mla_route_table_gpu = {
-    "flop and gather", 1, flop_rates, 80, 16, 0, NULL};
+    "flop and gather", 1, gpu_rates, 60, 16, 0, NULL};
 
 const struct mla_route_table *mla_route_table_of(mla_backend backend)
 {
@@ -128,22 +129,22 @@ static double rate_of(const struct mla_route_table *table, mla_route route, int6
     return rows[i].rate[route] * (1 - x) + rows[i + 1].rate[route] * x;
 }
 
-/* FLOP over rate; of sparse MQA also what its gather takes, if that is longer. */
+/* FLOP over rate. Of sparse MQA, listed pairs count in whole tiles of heads, and take at least what
+ * the gather of their rows does. */
 static double model_cost(const struct mla_route_table *table, const mla_problem *p, mla_route route,
                          int64_t query_len, int64_t seq_len_kv)
 {
-    double flop = mla_route_flop(p, route, query_len, seq_len_kv), gather = 0;
-    if (route == MLA_ROUTE_SPARSE_MQA && table->gather_flop > 0) {
-        double pairs = mla_pairs_listed(p, query_len, seq_len_kv), pad = 0;
-        double row = 2.0 * (2.0 * (double)p->kv_lora_rank + (double)p->qk_rope_dim);
-        if (table->tile_heads && p->heads_q % table->tile_heads)
-            pad = (double)(table->tile_heads - p->heads_q % table->tile_heads);
-        gather = pairs * table->gather_flop *
-                 (double)mla_cache_row_bytes(p->cache_format, p->kv_lora_rank, p->qk_rope_dim);
-        double listed = pairs * row * (double)p->heads_q;
-        flop += fmax(pairs * row * pad, gather - listed);
-    }
-    return flop / rate_of(table, route, p->heads_q);
+    double flop = mla_route_flop(p, route, query_len, seq_len_kv);
+    double rate = rate_of(table, route, p->heads_q), heads = (double)p->heads_q;
+    if (route != MLA_ROUTE_SPARSE_MQA || table->tile_heads <= 0)
+        return flop / rate;
+    double pairs = mla_pairs_listed(p, query_len, seq_len_kv);
+    double pair_flop = 2.0 * (2.0 * (double)p->kv_lora_rank + (double)p->qk_rope_dim);
+    double tiles = ceil(heads / (double)table->tile_heads);
+    double attention = pairs * pair_flop * tiles * (double)table->tile_heads / rate;
+    double gather = pairs * table->gather_flop *
+                    (double)mla_cache_row_bytes(p->cache_format, p->kv_lora_rank, p->qk_rope_dim);
+    return (flop - pairs * pair_flop * heads) / rate + fmax(attention, gather);
 }
 
 static mla_route set(struct mla_route_choice *out, mla_route route, const char *reason)

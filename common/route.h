@@ -20,8 +20,8 @@ struct mla_route_table {
     const char *name;
     int64_t num_rows;
     const struct mla_route_rate *rows;
-    /* Of sparse MQA: FLOP that take as long as gathering one byte of the cache, and query heads that
-     * one gathered row is multiplied with at least; 0 = neither counts. */
+    /* Of sparse MQA, where tile_heads > 0: FLOP, at rate 1, that take as long as gathering one byte of
+     * the cache, and query heads that a gathered row is multiplied with at a time. */
     double gather_flop;
     int64_t tile_heads;
     /* Measured times; they go before rows wherever one has the problem's dims. crossover.h */
@@ -31,8 +31,8 @@ struct mla_route_table {
 
 /* Every route at the same rate, so that the fewest FLOP win. */
 extern const struct mla_route_table mla_route_table_flop;
-/* The same with the gather of sparse MQA counted, as GPUs have it: 640 TFLOP/s beside 8 TB/s from L2,
- * tiles of 16 heads. */
+/* What the portable CUDA kernels reach on an H100, as ratios, the gather of sparse MQA included
+ * (docs/routing.md): for devices without a measured table. */
 extern const struct mla_route_table mla_route_table_gpu;
 /* The table of a backend where nothing was measured. */
 const struct mla_route_table *mla_route_table_of(mla_backend backend);

@@ -152,7 +152,7 @@ static void test_rates(void **state)
 }
 
 /* On a GPU the gather counts: few heads make it the bound of sparse MQA, which moves the crossover up;
- * small records move it down again. Many heads hide it. */
+ * small records move it down again. */
 static void test_gather(void **state)
 {
     (void)state;
@@ -172,13 +172,13 @@ static void test_gather(void **state)
             }
             at[i][packed] = low;
         }
-    assert_in_range(at[0][0], 12800, 12825); /* as by FLOP */
-    assert_in_range(at[1][0], 12800, 12825);
-    for (int i = 2; i < 5; i++) {
-        assert_true(at[i][0] > at[i - 1][0]);
-        assert_true(at[i][1] < at[i][0]);
+    for (int i = 0; i < 3; i++) { /* arithmetic binds: only rates move what FLOP say */
+        assert_in_range(at[i][0], 20000, 23000);
+        assert_int_equal(at[i][1], at[i][0]);
     }
-    assert_true(at[3][0] < 4 * at[0][0]);
+    assert_true(at[3][0] > at[2][0]);
+    assert_true(at[4][0] > 1.8 * (double)at[3][0]); /* 8 heads fill half a tile */
+    assert_true(at[3][1] < at[3][0] && at[4][1] < at[4][0]);
     assert_ptr_equal(mla_route_table_of(MLA_BACKEND_CPU), &mla_route_table_flop);
 }
 

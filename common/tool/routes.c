@@ -103,7 +103,7 @@ static mla_status time_row(struct route_bench *b, double time, struct route_row 
     double times[MLA_TIMER_RUNS], first;
     bool device = b->compute->chosen == MLA_BACKEND_CUDA;
     mla_status status = mla_timer_cold(b->timer, 1, &first);
-    double flush = device ? 2e-4 : 0;
+    double flush = device ? 3e-4 : 0;
     row->runs = runs_in(time * 0.6, first + flush, b->repeats);
     if (!status)
         status = mla_timer_cold(b->timer, row->runs, times);

@@ -190,12 +190,13 @@ static mla_status device_wait(struct mla_timer *t)
     return MLA_OK;
 }
 
-/* The flush keeps the device busy while the host enqueues the run behind it. */
+/* The flush, written twice, keeps the device busy while the host enqueues the run behind it, also
+ * where the host is slow. */
 static mla_status device_runs(struct mla_timer *t, int n, bool cold, double *seconds)
 {
     TRY(cudaSetDevice(t->context->device));
     for (int i = 0; i < n; i++) {
-        if (cold || i == 0)
+        for (int twice = 0; twice < 2 && (cold || i == 0); twice++)
             TRY(cudaMemsetAsync(t->flush, i, FLUSH_BYTES, t->stream));
         if (cold || i == 0)
             TRY(cudaEventRecord(t->event[2 * i], t->stream));
