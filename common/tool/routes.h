@@ -28,7 +28,9 @@ struct route_row {
     mla_route route; /* AUTO unless forced */
     char kernel[96];
     struct mla_times cold, warm; /* seconds; warm 0 on the CPU */
-    double shared;               /* cold median where lists are those of the run before; 0 = n/a */
+    /* Cold medians where lists are those of the run before, and of runs in turns with these where
+     * they are not; 0 = the plan makes nothing of lists. */
+    double shared, unshared;
     int runs;
     double flop, bytes;
     struct mla_timer_part parts[MLA_TIMER_PARTS];
