@@ -325,8 +325,9 @@ bool mla_chart_times(FILE *f, const struct route_bench *b, const char *about)
     begin(f, columns * PANEL_WIDTH + 16, HEAD + lines * PANEL_HEIGHT + 8,
           "Time of a batch by route, L2 flushed", about);
     for (int s = 0; s < panels; s++) {
+        int row = s / columns;
         struct panel p = {.left = 72 + s % columns * PANEL_WIDTH,
-                          .top = HEAD + 30 + (double)(s / columns) * PANEL_HEIGHT,
+                          .top = HEAD + 30 + row * PANEL_HEIGHT,
                           .width = PANEL_WIDTH - 88,
                           .height = PANEL_HEIGHT - 84};
         int n = mla_chart_points(b, &sets[s], points);
