@@ -14,7 +14,8 @@ for results in bench/results/h*/; do
         shift
         [ -s "$results/$rows.json" ] || return 0
         for kind in "$@"; do
-            "$mla" bench --from "$results/$rows.json" --plot "docs/figures/${device}_$rows.$kind.svg"
+            "$mla" bench --from "$results/$rows.json" \
+                --plot "docs/figures/${device}_$rows.$kind.svg"
         done
     }
     draw routes_16 time roofline

@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 # Measures what docs/routing.md shows, on one GPU, in about the time given:
 #   bench/study.sh OUTDIR [SECONDS [PROGRAM]]        (default: 330 s, build/mla)
-# Every step writes its files when it is done; a step that fails or takes too long is given up, and the
-# next one goes on. bench/figures.sh draws what is there.
+# Every step writes its files when it is done; a step that fails or takes too long is given up, and
+# the next one goes on. bench/figures.sh draws what is there.
 set -u
 here=$(cd "$(dirname "$0")" && pwd)
 out=${1:?usage: bench/study.sh OUTDIR [SECONDS [PROGRAM]]}
@@ -13,8 +13,8 @@ backend=${STUDY_BACKEND:-cuda}
 mkdir -p "$out"
 start=$(date +%s)
 
-# step NAME SHARE ARGUMENTS...: a share of the time in percent, for the program with --seconds; killed
-# when it is half as late again.
+# step NAME SHARE ARGUMENTS...: a share of the time in percent, for the program with --seconds;
+# killed when it is half as late again.
 step() {
     local name=$1 share=$2 time began
     shift 2
