@@ -18,8 +18,13 @@
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 
-enum { MAX_REPEATS = 1000, LONG_ENOUGH = 10 /* seconds after which a route is not run again */ };
+enum {
+    MAX_REPEATS = 1000,
+    LONG_ENOUGH = 10, /* seconds after which a route is not run again */
+    SAVE_SECONDS = 3
+};
 
 struct bench {
     const struct command *command;
@@ -35,6 +40,8 @@ struct bench {
     json_t *results;
     bool failed;
     struct route_bench by_route; /* with --routes or --plot */
+    char about[256], state[256];
+    double saved;
 };
 
 struct timing {
@@ -265,44 +272,66 @@ static mla_status read_all(struct bench *o, const struct text_list *files)
     return status;
 }
 
+/* What --json writes, so far or at the end. */
+static json_t *report_json(const struct bench *o, const char *after)
+{
+    json_t *root = json_pack("{s:s, s:s, s:s, s:s, s:o}", "version", mla_version(), "commit",
+                             MLA_COMMIT, "cpu", mla_cpu_name(), "context", o->about, "results",
+                             o->by_route.routes ? mla_route_bench_json(&o->by_route)
+                                                : json_incref(o->results));
+    if (*o->state)
+        json_object_set_new(root, "clocks", json_string(o->state));
+    if (*after)
+        json_object_set_new(root, "clocks_after", json_string(after));
+    return root;
+}
+
+/* A program that is killed leaves what it had measured some seconds before. */
+static void save_rows(void *user)
+{
+    struct bench *o = user;
+    double now = mla_seconds();
+    if (now - o->saved < SAVE_SECONDS)
+        return;
+    o->saved = now;
+    mla_json_write(o->command, report_json(o, ""), o->json);
+}
+
 static int run_all(struct bench *o, const struct text_list *files)
 {
-    char about[256], state[256], after[256] = "";
-    mla_context_describe(o->compute.context, about, sizeof about);
-    mla_gpu_state(o->compute.context, state, sizeof state);
+    char after[256] = "";
+    mla_context_describe(o->compute.context, o->about, sizeof o->about);
+    mla_gpu_state(o->compute.context, o->state, sizeof o->state);
     if (!o->csv)
         fprintf(o->text, "# mla %s, commit %s; %s\n# %s\n%s%s%s", mla_version(), MLA_COMMIT,
-                mla_cpu_name(), about, *state ? "# " : "", state, *state ? "\n" : "");
+                mla_cpu_name(), o->about, *o->state ? "# " : "", o->state, *o->state ? "\n" : "");
     if (!o->by_route.routes)
         print_legend(o);
     mla_status status = read_all(o, files);
+    struct stat info;
+    bool fresh = o->json && strcmp(o->json, "-") != 0 && stat(o->json, &info) != 0;
     if (!status && o->by_route.routes) {
         o->by_route.text = o->text;
+        o->by_route.save = fresh ? save_rows : NULL;
+        o->by_route.user = o;
+        o->saved = mla_seconds();
         status = mla_route_bench_run(&o->by_route);
         mla_gpu_state(o->compute.context, after, sizeof after);
         if (!o->csv && *after)
             fprintf(o->text, "# at the end: %s\n", after);
     }
-    if (status)
+    if (status) {
+        if (fresh)
+            remove(o->json); /* no output of a run that failed */
         return mla_report(o->command, status);
+    }
     int exit_status = o->failed ? EXIT_OUTSIDE : EXIT_DONE;
-    if (o->by_route.routes) {
-        json_decref(o->results);
-        o->results = mla_route_bench_json(&o->by_route);
-        for (int i = 0; i < o->plots.count; i++) {
-            int drawn = mla_route_plot(&o->by_route, about, o->plots.items[i]);
-            exit_status = drawn ? drawn : exit_status;
-        }
+    for (int i = 0; i < o->plots.count; i++) {
+        int drawn = mla_route_plot(&o->by_route, o->about, o->plots.items[i]);
+        exit_status = drawn ? drawn : exit_status;
     }
     if (o->json) {
-        json_t *root =
-            json_pack("{s:s, s:s, s:s, s:s, s:O}", "version", mla_version(), "commit", MLA_COMMIT,
-                      "cpu", mla_cpu_name(), "context", about, "results", o->results);
-        if (*state)
-            json_object_set_new(root, "clocks", json_string(state));
-        if (*after)
-            json_object_set_new(root, "clocks_after", json_string(after));
-        int written = mla_json_write(o->command, root, o->json);
+        int written = mla_json_write(o->command, report_json(o, after), o->json);
         exit_status = written ? written : exit_status;
     }
     return exit_status;

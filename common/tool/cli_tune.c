@@ -165,13 +165,33 @@ static int read_settings(struct tune *t, int64_t topk)
                                        "cache format and at most its heads");
 }
 
+/* The table so far, of whole curves: what is left if the program is killed. */
+static void save_table(struct tune *t)
+{
+    struct mla_route_curve *curves = mla_alloc((size_t)t->num_settings, sizeof *curves);
+    int count = 0;
+    for (int n = 0; curves && n < t->num_settings; n++)
+        if (mla_tune_whole(&t->curves[n]))
+            curves[count++] = t->curves[n];
+    char *table = count ? mla_crossovers_text(t->compute.context, curves, count) : NULL;
+    if (table)
+        write_table(t, table);
+    mla_free(table);
+    mla_free(curves);
+}
+
 static int measure(struct tune *t, FILE *text, json_t *root)
 {
     int exit_status = EXIT_DONE;
     char why[80];
+    bool fresh = t->out && access(t->out, F_OK) != 0;
+    t->save = fresh ? save_table : NULL;
     mla_status status = mla_tune_measure(t);
-    if (status)
+    if (status) {
+        if (fresh)
+            remove(t->out); /* no output of a run that failed */
         return mla_report(t->command, status);
+    }
     char *table = mla_crossovers_text(t->compute.context, t->curves, t->num_settings);
     if (!table)
         status = mla_fail(MLA_ERR_MEMORY, "table: no memory");

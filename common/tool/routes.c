@@ -97,24 +97,29 @@ static int runs_in(double time, double run, int64_t most)
     return n > FEWEST ? (int)n : most < FEWEST ? (int)most : FEWEST;
 }
 
-/* What the timer has taken, in about `time` seconds. */
-static mla_status time_row(struct route_bench *b, double time, struct route_row *row)
+/* What the timer has taken, in about `time` seconds. Where that is hardly enough: three flushed runs
+ * and the parts. */
+static mla_status time_row(struct route_bench *b, double time, struct route_row *row, bool *tight)
 {
-    double times[MLA_TIMER_RUNS], first;
+    double times[MLA_TIMER_RUNS];
     bool device = b->compute->chosen == MLA_BACKEND_CUDA;
-    mla_status status = mla_timer_cold(b->timer, 1, &first);
-    double flush = device ? 3e-4 : 0;
-    row->runs = runs_in(time * 0.6, first + flush, b->repeats);
+    mla_status status = mla_timer_cold(b->timer, 1, times);
+    double first = times[0], flush = device ? 3e-4 : 0;
+    *tight = time < 12 * (first + flush);
+    row->runs = *tight ? FEWEST : runs_in(time * 0.6, first + flush, b->repeats);
+    int more = *tight ? FEWEST - 1 : row->runs;
     if (!status)
-        status = mla_timer_cold(b->timer, row->runs, times);
+        status = mla_timer_cold(b->timer, more, &times[row->runs - more]);
     if (!status)
         row->cold = mla_times_of(times, row->runs);
     if (status || !device)
         return status;
-    int n = runs_in(time * 0.2, first, WARM_RUNS);
-    status = mla_timer_warm(b->timer, n, times);
-    if (!status)
-        row->warm = mla_times_of(times, n);
+    if (!*tight) {
+        int n = runs_in(time * 0.2, first, WARM_RUNS);
+        status = mla_timer_warm(b->timer, n, times);
+        if (!status)
+            row->warm = mla_times_of(times, n);
+    }
     if (!status && row->way != WAY_INDEXER)
         status = mla_timer_parts(b->timer, row->parts, &row->num_parts);
     return status;
@@ -237,9 +242,10 @@ static mla_status add_row(struct route_bench *b, const struct mla_input *in, dou
             status = mla_timer_take(b->timer, plan, p, &in->tensors);
         }
     }
+    bool tight = false;
     if (!status)
-        status = time_row(b, time, &row);
-    if (!status && way != WAY_INDEXER)
+        status = time_row(b, time, &row, &tight);
+    if (!status && way != WAY_INDEXER && !tight)
         status = time_shared(b, time, &row);
     if (!status)
         status = keep_row(b, in, row);
@@ -414,6 +420,8 @@ mla_status mla_route_bench_run(struct route_bench *b)
         status = time_source(b, b->seconds ? spread(b->done, b->num_sources) : b->done, time);
         b->done += !status;
         progress(b);
+        if (!status && b->save)
+            b->save(b->user);
     }
     if (!status && b->done < b->num_sources)
         fprintf(b->text, "# %lld of %lld problems were left out: %s\n",

@@ -53,6 +53,8 @@ struct route_bench {
     double start;
     struct mla_pool *pool;
     struct mla_timer *timer;
+    void (*save)(void *user); /* called after each problem; NULL = nobody */
+    void *user;
 };
 
 /* Reads the list. Exit status. */

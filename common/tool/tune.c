@@ -206,8 +206,7 @@ static mla_status start_curve(const struct tune *t, const struct tune_setting *s
     return status;
 }
 
-/* Has each route that a curve needs a time somewhere? */
-static bool whole(const struct mla_route_curve *c)
+bool mla_tune_whole(const struct mla_route_curve *c)
 {
     for (int route = MLA_ROUTE_DENSE_MHA; route < MLA_ROUTES; route++) {
         bool any = lists_route(route) && !c->topk;
@@ -231,13 +230,16 @@ mla_status mla_tune_measure(struct tune *t)
         t->points += (int64_t)t->curves[n].num_queries * t->curves[n].num_contexts;
     }
     for (int pass = 0; pass < 2; pass++)
-        for (int n = 0; n < t->num_settings && !status; n++)
+        for (int n = 0; n < t->num_settings && !status; n++) {
             status = tune_pass(t, n, pass == 0);
+            if (!status && t->save)
+                t->save(t);
+        }
     if (isatty(STDERR_FILENO))
         fputc('\n', stderr);
     int kept = 0;
     for (int n = 0; n < t->num_settings && !status; n++) {
-        if (!whole(&t->curves[n])) {
+        if (!mla_tune_whole(&t->curves[n])) {
             fprintf(stderr, "mla tune: no time for heads %" PRId64 " of %s, cache %s: left out\n",
                     t->settings[n].heads, t->settings[n].model, t->settings[n].cache);
             continue;

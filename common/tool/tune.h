@@ -32,6 +32,7 @@ struct tune {
     int64_t points, done;
     struct mla_pool *pool;
     struct mla_timer *timer;
+    void (*save)(struct tune *t); /* called where the curves so far make a table; NULL = nobody */
 };
 
 /* "attend model=… heads=… topk=… batch=…" of a setting. */
@@ -41,6 +42,8 @@ void mla_tune_problem(const struct tune *t, const struct tune_setting *s, int64_
 bool mla_tune_over(const struct tune *t);
 void mla_tune_watch(struct tune *t); /* the clock starts; an interrupt ends the measuring */
 
+/* Has a curve a time of each route that it needs? */
+bool mla_tune_whole(const struct mla_route_curve *curve);
 /* Fills t->curves: a coarse grid of all settings first, then what lies between, until the time is
  * over. Curves without a time of a route that they need are dropped. */
 mla_status mla_tune_measure(struct tune *t);
