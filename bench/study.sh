@@ -31,7 +31,7 @@ step() {
 sweep() {
     local name=$1 share=$2 routes=$3
     step "$name" "$share" bench --config "$here/configs/$name.txt" --routes "$routes" \
-        --repeats 15 --json "$out/$name.json"
+        --repeats 9 --json "$out/$name.json"
 }
 
 "$mla" info >"$out/info.txt" 2>&1

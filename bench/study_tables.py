@@ -43,6 +43,8 @@ def us(value):
 
 
 def table(head, rows):
+    if not rows:
+        return ["(nothing in `bench/results`)"]
     lines = ["| " + " | ".join(head) + " |", "| " + " | ".join("---" for _ in head) + " |"]
     return lines + ["| " + " | ".join(str(c) for c in row) + " |" for row in rows]
 
@@ -87,7 +89,7 @@ def ranges(results):
                 [[r[0], r[1], r[3]] + [c.replace("-", " to ") for c in r[4:]] for r in rows],
             )
             out.append("")
-    return out[:-1]
+    return out[:-1] if out else table((), ())
 
 
 def crossings(results):
@@ -191,7 +193,7 @@ def shared(results):
     for device, name in DEVICES:
         for routes in problems(load(results, device, "routes_shared")).values():
             r = routes.get("masked-mha")
-            if r and r.get("shared_us"):
+            if r and r.get("unshared_us"):
                 rows.append(
                     [
                         name,
