@@ -266,33 +266,47 @@ static void improve(struct mla_route_choice *choices, const bool *skip, int64_t 
     }
 }
 
-void mla_route_settle(struct mla_route_choice *choices, const bool *skip, int64_t n)
+/* Each set of routes in turn, and from it one request at a time; the best stays in best[]. Batches of
+ * many requests improve on the best set alone: what that costs grows with the square of n. */
+static double settle(struct mla_route_choice *choices, const bool *skip, int64_t n, mla_route *best)
 {
-    enum { FEW = 64 }; /* requests: what improve costs grows with their square */
-    unsigned best_set = 0;
+    enum { FEW = 16, SOME = 64 };
     double least = INFINITY;
-    mla_route *before = n > 0 ? mla_alloc((size_t)n, sizeof *before) : NULL;
-    if (!before)
-        return; /* each request's own choice is a good one */
-    for (int64_t i = 0; i < n; i++)
-        before[i] = choices[i].route;
     for (unsigned routes = 2; routes < MLA_BIT(MLA_ROUTES); routes += 2) { /* AUTO is bit 0 */
         if (!take_set(choices, skip, n, routes))
             continue;
+        if (n <= FEW)
+            improve(choices, skip, n);
         double total = batch_seconds(choices, skip, n);
-        if (total < least) {
-            least = total;
-            best_set = routes;
-        }
+        if (total >= least)
+            continue;
+        least = total;
+        for (int64_t i = 0; i < n; i++)
+            best[i] = choices[i].route;
     }
-    if (best_set)
-        take_set(choices, skip, n, best_set);
-    if (best_set && n <= FEW)
-        improve(choices, skip, n);
+    if (n <= FEW || n > SOME || !isfinite(least))
+        return least;
+    for (int64_t i = 0; i < n; i++)
+        choices[i].route = best[i];
+    improve(choices, skip, n);
+    for (int64_t i = 0; i < n; i++)
+        best[i] = choices[i].route;
+    return batch_seconds(choices, skip, n);
+}
+
+void mla_route_settle(struct mla_route_choice *choices, const bool *skip, int64_t n)
+{
+    mla_route *before = n > 0 ? mla_alloc((size_t)n * 2, sizeof *before) : NULL;
+    if (!before)
+        return; /* each request's own choice is a good one */
+    mla_route *best = before + n;
+    for (int64_t i = 0; i < n; i++)
+        before[i] = choices[i].route;
+    bool found = isfinite(settle(choices, skip, n, best));
     for (int64_t i = 0; i < n; i++) {
-        if (!best_set)
-            choices[i].route = before[i];
-        else if (!skip[i] && choices[i].measured && choices[i].route != before[i])
+        bool settled = found && !skip[i] && choices[i].measured;
+        choices[i].route = settled ? best[i] : before[i];
+        if (choices[i].route != before[i])
             choices[i].reason = "fastest together with the batch, by measured times";
     }
     mla_free(before);

@@ -256,6 +256,55 @@ static void requests_move_one_by_one(void **state)
     assert_string_equal(c[0].reason, "fastest together with the batch, by measured times");
 }
 
+static double seconds_of(const struct mla_route_choice *c, const mla_route *routes, int n)
+{
+    double total = 0, overhead[MLA_ROUTES] = {0};
+    for (int i = 0; i < n; i++) {
+        total += c[i].cost[routes[i]];
+        overhead[routes[i]] = fmax(overhead[routes[i]], c[i].overhead[routes[i]]);
+    }
+    for (int r = 0; r < MLA_ROUTES; r++)
+        total += overhead[r];
+    return total;
+}
+
+/* Against every assignment of small random batches: the same time, or in few cases hardly more. */
+static void settled_batches_are_nearly_the_best(void **state)
+{
+    (void)state;
+    const bool none[4] = {false, false, false, false};
+    uint64_t seed = 7;
+    int beaten = 0;
+    for (int round = 0; round < 2000; round++) {
+        struct mla_route_choice c[4] = {{.reason = ""}};
+        mla_route routes[4];
+        double best = INFINITY;
+        int n = 1 + (int)mla_test_below(&seed, 4);
+        for (int i = 0; i < n; i++) {
+            c[i] = choice(0, 0, 0);
+            for (int r = MLA_ROUTE_DENSE_MHA; r < MLA_ROUTES; r++) {
+                bool served = r == MLA_ROUTE_SPARSE_MQA || mla_test_below(&seed, 3);
+                c[i].cost[r] = served ? exp2((double)mla_test_below(&seed, 600) / 100) : INFINITY;
+                c[i].overhead[r] = exp2((double)mla_test_below(&seed, 400) / 100);
+                if (c[i].cost[r] < c[i].cost[c[i].route] || !isfinite(c[i].cost[c[i].route]))
+                    c[i].route = (mla_route)r;
+            }
+        }
+        for (int set = 0; set < 1 << (2 * n); set++) {
+            for (int i = 0; i < n; i++)
+                routes[i] = (mla_route)(1 + (set >> (2 * i) & 3));
+            best = fmin(best, seconds_of(c, routes, n));
+        }
+        mla_route_settle(c, none, n);
+        for (int i = 0; i < n; i++)
+            routes[i] = c[i].route;
+        double got = seconds_of(c, routes, n);
+        assert_true(got < 1.1 * best);
+        beaten += got > 1.001 * best;
+    }
+    assert_in_range(beaten, 0, 4); /* of 2000 */
+}
+
 /* Rows of the grid that nobody measured lie between their neighbours. */
 static void holes_are_filled_smoothly(void **state)
 {
@@ -377,6 +426,7 @@ int main(void)
         cmocka_unit_test(damaged_and_foreign_files_are_refused),
         cmocka_unit_test(a_batch_shares_overheads),
         cmocka_unit_test(requests_move_one_by_one),
+        cmocka_unit_test(settled_batches_are_nearly_the_best),
         cmocka_unit_test(holes_are_filled_smoothly),
         cmocka_unit_test(built_in_tables_are_sound),
         cmocka_unit_test(plans_follow_the_table),

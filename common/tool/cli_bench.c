@@ -480,7 +480,7 @@ static int run_bench(const struct command *command, int argc, char **argv)
 const struct command mla_command_bench = {
     "bench",
     "[--model NAME --batch SPEC... | --config FILE | 'attend ...'] [options]",
-    "times every admissible route of problems on the CPU",
+    "times every admissible route of problems",
     "Without a problem: the CPU kernels as shares of this machine's sgemm rate.\n"
     "A route runs once to warm up, then --repeats times, but no longer than 10 s.",
     run_bench,
