@@ -136,13 +136,14 @@ static void around(const struct mla_route_table *table, const mla_problem *p,
 {
     double best = INFINITY;
     *below = *above = NULL;
-    for (int64_t i = 0; i < table->num_curves; i++)
-        if (same_dims(&table->curves[i], p) && distance(&table->curves[i], p) < best)
-            best = distance(&table->curves[i], p);
     for (int64_t i = 0; i < table->num_curves; i++) {
         const struct mla_route_curve *c = &table->curves[i];
-        if (!same_dims(c, p) || distance(c, p) > best)
+        double far = same_dims(c, p) ? distance(c, p) : INFINITY;
+        if (!(far <= best) || !isfinite(far))
             continue;
+        if (far < best)
+            *below = *above = NULL;
+        best = far;
         if (c->heads_q <= p->heads_q && (!*below || c->heads_q > (*below)->heads_q))
             *below = c;
         if (c->heads_q >= p->heads_q && (!*above || c->heads_q < (*above)->heads_q))
