@@ -25,33 +25,59 @@ void mla_curve_problem(const struct mla_route_curve *c, mla_problem *p)
 
 /* ------------------------------------------------------------ one curve */
 
+/* Between measured neighbours in query tokens, log(rate) linear in log(queries). */
+static void fill_between(const struct mla_route_curve *c, double (*rate)[MLA_CURVE_POINTS])
+{
+    for (int j = 0; j < c->num_contexts; j++)
+        for (int i = 1, low = -1; i < c->num_queries; i++) {
+            low = rate[i - 1][j] > 0 ? i - 1 : low;
+            int high = i;
+            while (high < c->num_queries && rate[high][j] <= 0)
+                high++;
+            if (low < 0 || high == i || high == c->num_queries)
+                continue;
+            double x = log((double)c->queries[i] / (double)c->queries[low]) /
+                       log((double)c->queries[high] / (double)c->queries[low]);
+            rate[i][j] = exp(log(rate[low][j]) * (1 - x) + log(rate[high][j]) * x);
+        }
+}
+
+/* From the nearest in steps of the grid; the one with the fewest queries, then the fewest keys, of
+ * several. */
+static bool fill_nearest(const struct mla_route_curve *c, double (*rate)[MLA_CURVE_POINTS])
+{
+    double given[MLA_CURVE_POINTS][MLA_CURVE_POINTS];
+    bool any = false;
+    memcpy(given, rate, sizeof given);
+    for (int i = 0; i < c->num_queries; i++)
+        for (int j = 0; j < c->num_contexts; j++) {
+            int best = 1 << 20;
+            for (int k = 0; k < c->num_queries; k++)
+                for (int l = 0; l < c->num_contexts; l++) {
+                    int steps = (k > i ? k - i : i - k) + (l > j ? l - j : j - l);
+                    if (given[k][l] > 0 && steps < best) {
+                        best = steps;
+                        rate[i][j] = given[k][l];
+                    }
+                }
+            any |= best < 1 << 20;
+        }
+    return any;
+}
+
 bool mla_curve_fill(struct mla_route_curve *c, char *why, size_t bytes)
 {
     for (int route = MLA_ROUTE_DENSE_MHA; route < MLA_ROUTES; route++) {
-        double given[MLA_CURVE_POINTS][MLA_CURVE_POINTS];
-        bool any = false;
-        memcpy(given, c->rate[route], sizeof given);
-        for (int i = 0; i < c->num_queries; i++) {
-            for (int j = 0; j < c->num_contexts; j++) {
-                int best = 1 << 20;
-                for (int k = 0; k < c->num_queries; k++)
-                    for (int l = 0; l < c->num_contexts; l++) {
-                        /* Nearest in steps of the grid; the one with the fewest queries, then the
-                         * fewest keys, of several. */
-                        int steps = (k > i ? k - i : i - k) + (l > j ? l - j : j - l);
-                        if (given[k][l] > 0 && steps < best) {
-                            best = steps;
-                            c->rate[route][i][j] = given[k][l];
-                        }
-                    }
-                any |= best < 1 << 20;
-            }
-        }
         bool needed = c->topk > 0 || route == MLA_ROUTE_DENSE_MHA || route == MLA_ROUTE_DENSE_MQA;
-        if (needed && !any) {
+        fill_between(c, c->more[route]);
+        fill_between(c, c->alone[route]);
+        bool more = fill_nearest(c, c->more[route]);
+        if (needed && !more) {
             snprintf(why, bytes, "no time of route %s", mla_route_name((mla_route)route));
             return false;
         }
+        if (!fill_nearest(c, c->alone[route])) /* nobody knows better */
+            memcpy(c->alone[route], c->more[route], sizeof c->alone[route]);
     }
     return true;
 }
@@ -70,15 +96,14 @@ static int locate(double x, const int64_t *at, int n, double shift, double *shar
     return i;
 }
 
-static double curve_rate(const struct mla_route_curve *c, mla_route route, int64_t queries,
-                         int64_t context)
+static double curve_rate(const struct mla_route_curve *c, const double (*rate)[MLA_CURVE_POINTS],
+                         int64_t queries, int64_t context)
 {
     double u, v, low, high;
     int i = locate(log2((double)(queries < 1 ? 1 : queries)), c->queries, c->num_queries, 0, &u);
     int j = locate(log2((double)(context < 0 ? 0 : context) + 64), c->contexts, c->num_contexts, 64,
                    &v);
     int i1 = u > 0 ? i + 1 : i, j1 = v > 0 ? j + 1 : j;
-    const double(*rate)[MLA_CURVE_POINTS] = c->rate[route];
     if (rate[i][j] <= 0)
         return 0; /* a route that the curve does not have */
     low = log(rate[i][j]) * (1 - v) + log(rate[i][j1]) * v;
@@ -111,13 +136,14 @@ static void around(const struct mla_route_table *table, const mla_problem *p,
 {
     double best = INFINITY;
     *below = *above = NULL;
-    for (int64_t i = 0; i < table->num_curves; i++)
-        if (same_dims(&table->curves[i], p) && distance(&table->curves[i], p) < best)
-            best = distance(&table->curves[i], p);
     for (int64_t i = 0; i < table->num_curves; i++) {
         const struct mla_route_curve *c = &table->curves[i];
-        if (!same_dims(c, p) || distance(c, p) > best)
+        double far = same_dims(c, p) ? distance(c, p) : INFINITY;
+        if (!(far <= best) || !isfinite(far))
             continue;
+        if (far < best)
+            *below = *above = NULL;
+        best = far;
         if (c->heads_q <= p->heads_q && (!*below || c->heads_q > (*below)->heads_q))
             *below = c;
         if (c->heads_q >= p->heads_q && (!*above || c->heads_q < (*above)->heads_q))
@@ -125,6 +151,18 @@ static void around(const struct mla_route_table *table, const mla_problem *p,
     }
     *below = *below ? *below : *above;
     *above = *above ? *above : *below;
+}
+
+/* Rate at these lengths, in between two curves. */
+static double rate_between(const struct mla_route_curve *low, const struct mla_route_curve *high,
+                           double share, bool alone, mla_route route, int64_t queries,
+                           int64_t context)
+{
+    double a = curve_rate(low, alone ? low->alone[route] : low->more[route], queries, context);
+    if (high == low || a <= 0)
+        return a;
+    double b = curve_rate(high, alone ? high->alone[route] : high->more[route], queries, context);
+    return b > 0 ? exp(log(a) * (1 - share) + log(b) * share) : 0;
 }
 
 bool mla_curves_cost(const struct mla_route_table *table, const mla_problem *p, mla_route route,
@@ -135,15 +173,13 @@ bool mla_curves_cost(const struct mla_route_table *table, const mla_problem *p, 
     if (!low)
         return false;
     int64_t context = seq_len_kv - query_len;
-    double rate = curve_rate(low, route, query_len, context), share = 0;
-    *overhead = low->overhead[route];
-    if (high != low) {
-        double other = curve_rate(high, route, query_len, context);
-        share = log((double)p->heads_q / (double)low->heads_q) /
-                log((double)high->heads_q / (double)low->heads_q);
-        rate = rate > 0 && other > 0 ? exp(log(rate) * (1 - share) + log(other) * share) : 0;
-        *overhead = *overhead * (1 - share) + high->overhead[route] * share;
-    }
-    *seconds = rate > 0 ? mla_route_flop(p, route, query_len, seq_len_kv) / rate : INFINITY;
+    double share = high == low ? 0
+                               : log((double)p->heads_q / (double)low->heads_q) /
+                                     log((double)high->heads_q / (double)low->heads_q);
+    double more = rate_between(low, high, share, false, route, query_len, context);
+    double alone = rate_between(low, high, share, true, route, query_len, context);
+    double flop = mla_route_flop(p, route, query_len, seq_len_kv);
+    *seconds = more > 0 ? flop / more : INFINITY;
+    *overhead = more > 0 && alone > 0 && alone < more ? flop / alone - flop / more : 0;
     return true;
 }

@@ -13,12 +13,13 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-static const char first_line[] = "mla-crossovers 1";
+static const char first_line[] = "mla-crossovers 2";
 enum { FILE_BYTES = 16 << 20, LINE_BYTES = 1024 };
 
 struct reader {
     const char *path;
-    int number; /* of the line */
+    bool built_in; /* measured by us: any driver, and of this version by birth */
+    int number;    /* of the line */
     struct mla_route_table *table;
     struct mla_route_curve *curves;
     int count;
@@ -32,6 +33,29 @@ static void device_line(const mla_context *context, char *line, size_t bytes)
 }
 
 /* ------------------------------------------------------------------ write */
+
+/* A line for each number of query tokens, a time for each number of keys before them. */
+static void add_grid(struct mla_text *t, const mla_problem *p, const struct mla_route_curve *c,
+                     mla_route route, const char *word, const double (*rate)[MLA_CURVE_POINTS])
+{
+    for (int i = 0; i < c->num_queries; i++) {
+        bool any = false;
+        for (int j = 0; j < c->num_contexts; j++)
+            any |= rate[i][j] > 0;
+        if (!any)
+            continue;
+        mla_text_add(t, "%s %s %" PRId64, word, mla_route_name(route), c->queries[i]);
+        for (int j = 0; j < c->num_contexts; j++)
+            if (rate[i][j] > 0)
+                mla_text_add(t, " %.4g",
+                             mla_route_flop(p, route, c->queries[i],
+                                            c->queries[i] + c->contexts[j]) /
+                                 rate[i][j] * 1e6);
+            else
+                mla_text_add(t, " -");
+        mla_text_add(t, "\n");
+    }
+}
 
 static void add_curve(struct mla_text *t, const struct mla_route_curve *c)
 {
@@ -49,16 +73,8 @@ static void add_curve(struct mla_text *t, const struct mla_route_curve *c)
         mla_text_add(t, " %" PRId64, c->contexts[j]);
     mla_text_add(t, "\n");
     for (int route = MLA_ROUTE_DENSE_MHA; route < MLA_ROUTES; route++) {
-        const char *name = mla_route_name((mla_route)route);
-        mla_text_add(t, "overhead_us %s %.4g\n", name, c->overhead[route] * 1e6);
-        for (int i = 0; i < c->num_queries; i++)
-            for (int j = 0; j < c->num_contexts; j++)
-                if (c->rate[route][i][j] > 0)
-                    mla_text_add(t, "us %s %" PRId64 " %" PRId64 " %.5g\n", name, c->queries[i],
-                                 c->contexts[j],
-                                 mla_route_flop(&p, (mla_route)route, c->queries[i],
-                                                c->queries[i] + c->contexts[j]) /
-                                     c->rate[route][i][j] * 1e6);
+        add_grid(t, &p, c, (mla_route)route, "us", c->more[route]);
+        add_grid(t, &p, c, (mla_route)route, "alone_us", c->alone[route]);
     }
 }
 
@@ -70,11 +86,12 @@ char *mla_crossovers_text(const mla_context *context, const struct mla_route_cur
     device_line(context, mine, sizeof mine);
     for (int pass = 0; pass < 2; pass++) { /* the length first */
         t.used = 0;
-        mla_text_add(&t,
-                     "%s\n%s\n# us ROUTE QUERIES CONTEXT TIME: one more request of that many query "
-                     "tokens behind CONTEXT\n# keys in a batch that keeps the device busy; "
-                     "overhead_us: what a batch pays once for the route.\n",
-                     first_line, mine);
+        mla_text_add(
+            &t,
+            "%s\n%s\n# us ROUTE QUERIES TIME...: one more request of that many query tokens "
+            "in a batch that keeps the\n# device busy, a time for each number of keys "
+            "before them (contexts); alone_us: the request alone.\n",
+            first_line, mine);
         for (int i = 0; i < count; i++)
             add_curve(&t, &curves[i]);
         if (pass == 0) {
@@ -147,12 +164,32 @@ static int index_of(const int64_t *at, int count, int64_t value)
     return -1;
 }
 
+/* A time or - for each number of keys. */
+static mla_status times(const struct reader *r, const char *line, const char *at,
+                        const struct mla_route_curve *c, mla_route route, int i, double *rate)
+{
+    mla_problem p;
+    mla_curve_problem(c, &p);
+    for (int j = 0; j < c->num_contexts; j++) {
+        char *end;
+        bool none = strncmp(at, " -", 2) == 0 && (at[2] == ' ' || !at[2]);
+        double us = none ? 0 : strtod(at, &end);
+        if (!none && (*at != ' ' || end == at || (*end && *end != ' ') || !isfinite(us) ||
+                      us <= 0 || us > 1e12))
+            return bad(r, line, "a time in microseconds or - for each number of contexts");
+        at = none ? at + 2 : end;
+        if (!none)
+            rate[j] = mla_route_flop(&p, route, c->queries[i], c->queries[i] + c->contexts[j]) /
+                      (us * 1e-6);
+    }
+    return *at ? bad(r, line, "a time in microseconds or - for each number of contexts") : MLA_OK;
+}
+
 static mla_status data_line(struct reader *r, const char *line)
 {
     struct mla_route_curve *c = &r->curves[r->count - 1];
     char name[16];
-    double us;
-    int64_t queries, context;
+    int64_t queries;
     int used = 0;
     mla_route route = MLA_ROUTE_AUTO;
     if (strncmp(line, "queries ", 8) == 0)
@@ -163,28 +200,18 @@ static mla_status data_line(struct reader *r, const char *line)
         return numbers(line, c->contexts, &c->num_contexts, 0)
                    ? MLA_OK
                    : bad(r, line, "1 to 16 ascending numbers from 0 on");
-    bool overhead = sscanf(line, "overhead_us %15s %lf%n", name, &us, &used) == 2;
-    bool time = !overhead && sscanf(line, "us %15s %10" SCNd64 " %10" SCNd64 " %lf%n", name,
-                                    &queries, &context, &us, &used) == 4;
-    if ((!overhead && !time) || line[used] || mla_route_parse(name, &route) != MLA_OK ||
-        route == MLA_ROUTE_AUTO)
-        return bad(
-            r, line,
-            "queries, contexts, 'overhead_us ROUTE TIME' or 'us ROUTE QUERIES CONTEXT TIME'");
-    if (!isfinite(us) || us < 0 || us > 1e12 || (time && us == 0))
-        return bad(r, line, "a time in microseconds");
-    if (overhead) {
-        c->overhead[route] = us * 1e-6;
-        return MLA_OK;
-    }
+    bool alone = strncmp(line, "alone_us ", 9) == 0;
+    if (sscanf(line, alone ? "alone_us %15s %10" SCNd64 "%n" : "us %15s %10" SCNd64 "%n", name,
+               &queries, &used) != 2 ||
+        mla_route_parse(name, &route) != MLA_OK || route == MLA_ROUTE_AUTO)
+        return bad(r, line,
+                   "queries, contexts, 'us ROUTE QUERIES TIME...' or 'alone_us ROUTE QUERIES "
+                   "TIME...'");
     int i = index_of(c->queries, c->num_queries, queries);
-    int j = index_of(c->contexts, c->num_contexts, context);
-    if (i < 0 || j < 0)
-        return bad(r, line, "numbers of the lines queries and contexts above it");
-    mla_problem p;
-    mla_curve_problem(c, &p);
-    c->rate[route][i][j] = mla_route_flop(&p, route, queries, queries + context) / (us * 1e-6);
-    return MLA_OK;
+    if (i < 0 || c->num_contexts == 0)
+        return bad(r, line, "a number of the line queries above it, behind a line contexts");
+    double(*rate)[MLA_CURVE_POINTS] = alone ? c->alone[route] : c->more[route];
+    return times(r, line, line + used, c, route, i, rate[i]);
 }
 
 /* The grid of a curve must be whole before the next begins, and at the end. */
@@ -202,7 +229,9 @@ static mla_status read_line(struct reader *r, const mla_context *context, const 
     char mine[LINE_BYTES];
     device_line(context, mine, sizeof mine);
     if (r->number == 1)
-        return strcmp(line, first_line) == 0 ? MLA_OK : bad(r, line, "'mla-crossovers 1'");
+        return strcmp(line, first_line) == 0 ? MLA_OK : bad(r, line, "'mla-crossovers 2'");
+    if (r->number == 2 && r->built_in)
+        return MLA_OK; /* chosen by it */
     if (r->number == 2)
         return strcmp(line, mine) == 0
                    ? MLA_OK
@@ -219,11 +248,48 @@ static mla_status read_line(struct reader *r, const mla_context *context, const 
     return r->count ? data_line(r, line) : bad(r, line, "a line that begins with curve");
 }
 
+static mla_status read_stream(struct reader *r, const mla_context *context, FILE *file,
+                              struct mla_route_table **out)
+{
+    char line[LINE_BYTES];
+    mla_status status = MLA_OK;
+    while (!status && fgets(line, sizeof line, file)) {
+        r->number++;
+        if (!strchr(line, '\n') && !feof(file)) {
+            status = bad(r, line, "fewer than 1023 characters");
+            break;
+        }
+        line[strcspn(line, "\r\n")] = '\0';
+        status = read_line(r, context, line);
+    }
+    if (!status && ferror(file))
+        status = mla_fail(MLA_ERR_IO, "crossovers: cannot read '%.300s'", r->path);
+    if (!status && r->count == 0)
+        status = mla_fail(MLA_ERR_ARGUMENT, "crossovers: got '%.300s' without a curve, want one",
+                          r->path);
+    if (!status)
+        status = close_curve(r);
+    if (!status) {
+        r->table = mla_alloc(1, sizeof *r->table);
+        if (!r->table)
+            status = mla_fail(MLA_ERR_MEMORY, "crossovers: no memory for a table");
+    }
+    if (status) {
+        mla_free(r->curves);
+        return status;
+    }
+    *r->table = *mla_route_table_of(context->backend); /* where no curve has the problem's dims */
+    r->table->name = r->built_in ? "built in" : "measured";
+    r->table->curves = r->curves;
+    r->table->num_curves = r->count;
+    *out = r->table;
+    return MLA_OK;
+}
+
 mla_status mla_crossovers_read(const mla_context *context, const char *path,
                                struct mla_route_table **out)
 {
     struct reader r = {.path = path};
-    char line[LINE_BYTES];
     struct stat about;
     *out = NULL;
     FILE *file = fopen(path, "rb");
@@ -235,43 +301,26 @@ mla_status mla_crossovers_read(const mla_context *context, const char *path,
                         "crossovers: got '%.300s' (%s), want a readable file", path,
                         strerror(error));
     }
-    mla_status status = MLA_OK;
-    if (about.st_size > FILE_BYTES)
-        status =
-            mla_fail(MLA_ERR_ARGUMENT, "crossovers: got '%.300s' of %lld bytes, want at most %d",
-                     path, (long long)about.st_size, (int)FILE_BYTES);
-    while (!status && fgets(line, sizeof line, file)) {
-        r.number++;
-        if (!strchr(line, '\n') && !feof(file)) {
-            status = bad(&r, line, "fewer than 1023 characters");
-            break;
-        }
-        line[strcspn(line, "\r\n")] = '\0';
-        status = read_line(&r, context, line);
-    }
-    if (!status && ferror(file))
-        status = mla_fail(MLA_ERR_IO, "crossovers: cannot read '%.300s'", path);
+    mla_status status =
+        about.st_size > FILE_BYTES
+            ? mla_fail(MLA_ERR_ARGUMENT, "crossovers: got '%.300s' of %lld bytes, want at most %d",
+                       path, (long long)about.st_size, (int)FILE_BYTES)
+            : read_stream(&r, context, file, out);
     fclose(file);
-    if (!status && r.count == 0)
-        status =
-            mla_fail(MLA_ERR_ARGUMENT, "crossovers: got '%.300s' without a curve, want one", path);
-    if (!status)
-        status = close_curve(&r);
-    if (!status) {
-        r.table = mla_alloc(1, sizeof *r.table);
-        if (!r.table)
-            status = mla_fail(MLA_ERR_MEMORY, "crossovers: no memory for a table");
-    }
-    if (status) {
-        mla_free(r.curves);
-        return status;
-    }
-    *r.table = mla_route_table_flop; /* where no curve has the problem's dims */
-    r.table->name = "measured";
-    r.table->curves = r.curves;
-    r.table->num_curves = r.count;
-    *out = r.table;
-    return MLA_OK;
+    return status;
+}
+
+mla_status mla_crossovers_parse(const mla_context *context, const char *text,
+                                struct mla_route_table **out)
+{
+    struct reader r = {.path = "built in", .built_in = true};
+    *out = NULL;
+    FILE *file = fmemopen((void *)(uintptr_t)text, strlen(text), "r");
+    if (!file)
+        return mla_fail(MLA_ERR_MEMORY, "crossovers: no memory for a built-in table");
+    mla_status status = read_stream(&r, context, file, out);
+    fclose(file);
+    return status;
 }
 
 void mla_crossovers_free(struct mla_route_table *table)
@@ -297,12 +346,29 @@ static bool for_backend(const char *path, mla_backend backend)
     return !other;
 }
 
+/* Name and architecture, without driver and version. */
+static bool for_device(const char *text, const mla_context *context)
+{
+    char want[LINE_BYTES];
+    const char *second = strchr(text, '\n'), *driver = strstr(context->identity, ", driver ");
+    if (!second || !driver)
+        return false;
+    snprintf(want, sizeof want, "device %s %.*s", mla_backend_name(context->backend),
+             (int)(driver - context->identity) + 1, context->identity);
+    return strncmp(second + 1, want, strlen(want)) == 0;
+}
+
 mla_status mla_crossovers_find(mla_context *context)
 {
     const char *path = getenv("MLA_CROSSOVERS");
-    if (!path || !*path || !for_backend(path, context->backend))
+    if (path && !*path)
         return MLA_OK;
-    return mla_crossovers_read(context, path, &context->crossovers);
+    if (path && for_backend(path, context->backend))
+        return mla_crossovers_read(context, path, &context->crossovers);
+    for (int i = 0; mla_crossovers_built_in[i]; i++)
+        if (for_device(mla_crossovers_built_in[i], context))
+            return mla_crossovers_parse(context, mla_crossovers_built_in[i], &context->crossovers);
+    return MLA_OK;
 }
 
 mla_status mla_context_load_crossovers(mla_context *context, const char *path)

@@ -28,6 +28,7 @@ struct mla_plan {
     struct mla_request *requests; /* [batch], sorted by job */
     struct decision *decisions;   /* [batch], by request */
     struct mla_job *jobs;
+    size_t *offsets; /* [num_jobs] of each job's part of the workspace */
     int64_t num_jobs;
     bool reads_lists;
     size_t workspace_bytes;
@@ -188,8 +189,9 @@ static mla_status decide(struct chooser *c, struct mla_request *requests,
                          struct decision *decisions)
 {
     const mla_problem *p = &c->plan->problem;
-    const struct mla_route_table *table =
-        c->plan->context->crossovers ? c->plan->context->crossovers : &mla_route_table_flop;
+    const struct mla_route_table *table = c->plan->context->crossovers
+                                              ? c->plan->context->crossovers
+                                              : mla_route_table_of(c->plan->context->backend);
     struct mla_route_choice *choices = mla_alloc((size_t)p->batch, sizeof *choices);
     bool *skip = mla_alloc((size_t)p->batch, sizeof *skip);
     mla_status status = MLA_OK;
@@ -329,18 +331,40 @@ static mla_status group_requests(mla_plan *plan, const mla_plan_options *options
     return MLA_OK;
 }
 
-static mla_status prepare_jobs(mla_plan *plan)
+/* Jobs run one after another and may share memory. If places of their own cost little, they get them: what
+ * a job makes of lists then outlives the run (mla_tensors.same_lists). */
+static void place_jobs(mla_plan *plan, size_t limit)
+{
+    const size_t little = (size_t)64 << 20;
+    size_t total = 0, most = 0;
+    for (int64_t j = 0; j < plan->num_jobs; j++) {
+        size_t bytes = plan->jobs[j].workspace_bytes;
+        plan->offsets[j] = total;
+        total += (bytes + 255) / 256 * 256;
+        most = bytes > most ? bytes : most;
+    }
+    bool own = plan->num_jobs == 1 || (!limit && (total <= little || total <= most + most / 4));
+    plan->workspace_bytes = own && plan->num_jobs > 1 ? total : most;
+    for (int64_t j = 0; j < plan->num_jobs; j++) {
+        plan->jobs[j].alone = own;
+        plan->offsets[j] = own ? plan->offsets[j] : 0;
+    }
+}
+
+static mla_status prepare_jobs(mla_plan *plan, size_t limit)
 {
     for (int64_t j = 0; j < plan->num_jobs; j++) {
         struct mla_job *job = &plan->jobs[j];
-        job->alone = plan->num_jobs == 1;
         mla_status status = job->kernel->prepare ? job->kernel->prepare(job) : MLA_OK;
         if (status != MLA_OK)
             return status;
-        if (job->workspace_bytes > plan->workspace_bytes)
-            plan->workspace_bytes = job->workspace_bytes;
         plan->reads_lists |= plan->problem.topk > 0 && !job->ignore_lists;
     }
+    plan->offsets = mla_alloc((size_t)plan->num_jobs, sizeof *plan->offsets);
+    if (!plan->offsets)
+        return mla_fail(MLA_ERR_MEMORY, "mla_plan_create: cannot place %" PRId64 " jobs",
+                        plan->num_jobs);
+    place_jobs(plan, limit);
     return MLA_OK;
 }
 
@@ -356,7 +380,7 @@ static mla_status build(mla_plan *plan, const mla_problem *problem, const mla_pl
         status = decide(&chooser, plan->requests, plan->decisions);
     if (status == MLA_OK)
         status = group_requests(plan, options);
-    return status == MLA_OK ? prepare_jobs(plan) : status;
+    return status == MLA_OK ? prepare_jobs(plan, options->workspace_limit_bytes) : status;
 }
 
 mla_status mla_plan_create(const mla_context *context, const mla_problem *problem,
@@ -398,6 +422,7 @@ void mla_plan_destroy(mla_plan *plan)
     mla_free(plan->jobs);
     mla_free(plan->decisions);
     mla_free(plan->requests);
+    mla_free(plan->offsets);
     mla_free(plan->problem.storage);
     mla_free(plan);
 }
@@ -483,6 +508,7 @@ mla_status mla_run(const mla_plan *plan, const mla_tensors *tensors, void *works
                         "mla_run: workspace: got %p, want memory aligned to 256 bytes", workspace);
     mla_status status = mla_tensors_layout(&plan->problem, tensors, plan->reads_lists);
     for (int64_t j = 0; status == MLA_OK && j < plan->num_jobs; j++)
-        status = plan->jobs[j].kernel->run(&plan->jobs[j], tensors, workspace, stream);
+        status = plan->jobs[j].kernel->run(&plan->jobs[j], tensors,
+                                           (char *)workspace + plan->offsets[j], stream);
     return status;
 }

@@ -9,11 +9,20 @@
 
 #include "crossover.h"
 #include "kernel.h"
+#include "status.h"
 
 #include <math.h>
 
 static const struct mla_route_rate flop_rates[] = {{1, {1, 1, 1, 1, 1}}};
-const struct mla_route_table mla_route_table_flop = {"flop", 1, flop_rates, 0, NULL};
+const struct mla_route_table mla_route_table_flop = {"flop", 1, flop_rates, 0, 0, 0, NULL};
+static const struct mla_route_rate gpu_rates[] = {{1, {1, 1, 0.93, 0.55, 0.7}}};
+const struct mla_route_table mla_route_table_gpu = {
+    "flop and gather", 1, gpu_rates, 60, 16, 0, NULL};
+
+const struct mla_route_table *mla_route_table_of(mla_backend backend)
+{
+    return backend == MLA_BACKEND_CPU ? &mla_route_table_flop : &mla_route_table_gpu;
+}
 
 static bool is_mha(mla_route route)
 {
@@ -120,6 +129,24 @@ static double rate_of(const struct mla_route_table *table, mla_route route, int6
     return rows[i].rate[route] * (1 - x) + rows[i + 1].rate[route] * x;
 }
 
+/* FLOP over rate. Of sparse MQA, listed pairs count in whole tiles of heads, and take at least what
+ * the gather of their rows does. */
+static double model_cost(const struct mla_route_table *table, const mla_problem *p, mla_route route,
+                         int64_t query_len, int64_t seq_len_kv)
+{
+    double flop = mla_route_flop(p, route, query_len, seq_len_kv);
+    double rate = rate_of(table, route, p->heads_q), heads = (double)p->heads_q;
+    if (route != MLA_ROUTE_SPARSE_MQA || table->tile_heads <= 0)
+        return flop / rate;
+    double pairs = mla_pairs_listed(p, query_len, seq_len_kv);
+    double pair_flop = 2.0 * (2.0 * (double)p->kv_lora_rank + (double)p->qk_rope_dim);
+    double tiles = ceil(heads / (double)table->tile_heads);
+    double attention = pairs * pair_flop * tiles * (double)table->tile_heads / rate;
+    double gather = pairs * table->gather_flop *
+                    (double)mla_cache_row_bytes(p->cache_format, p->kv_lora_rank, p->qk_rope_dim);
+    return (flop - pairs * pair_flop * heads) / rate + fmax(attention, gather);
+}
+
 static mla_route set(struct mla_route_choice *out, mla_route route, const char *reason)
 {
     out->reason = reason;
@@ -176,42 +203,113 @@ static bool decide_measured(const mla_problem *p, const struct mla_route_table *
     return out->measured;
 }
 
-void mla_route_settle(struct mla_route_choice *choices, const bool *skip, int64_t n)
+/* Seconds of the batch: each route's requests one more each, and its largest overhead. */
+static double batch_seconds(const struct mla_route_choice *choices, const bool *skip, int64_t n)
 {
-    unsigned best_set = 0;
-    double least = INFINITY;
-    for (unsigned routes = 2; routes < MLA_BIT(MLA_ROUTES); routes += 2) { /* AUTO is bit 0 */
-        double total = 0, overhead[MLA_ROUTES] = {0};
-        for (int64_t i = 0; i < n; i++) {
-            if (skip[i] || !choices[i].measured)
-                continue;
-            mla_route best = MLA_ROUTE_AUTO;
-            for (int r = MLA_ROUTE_DENSE_MHA; r < MLA_ROUTES; r++)
-                if ((routes & MLA_BIT(r)) &&
-                    (best == MLA_ROUTE_AUTO || choices[i].cost[r] < choices[i].cost[best]))
-                    best = (mla_route)r;
-            total += choices[i].cost[best];
-            overhead[best] = choices[i].overhead[best];
-        }
-        for (int r = MLA_ROUTE_DENSE_MHA; r < MLA_ROUTES; r++)
-            total += overhead[r];
-        if (total < least) {
-            least = total;
-            best_set = routes;
-        }
+    double total = 0, overhead[MLA_ROUTES] = {0};
+    for (int64_t i = 0; i < n; i++) {
+        const struct mla_route_choice *c = &choices[i];
+        if (skip[i] || !c->measured)
+            continue;
+        total += c->cost[c->route];
+        overhead[c->route] = fmax(overhead[c->route], c->overhead[c->route]);
     }
-    for (int64_t i = 0; i < n && isfinite(least); i++) {
+    for (int r = MLA_ROUTE_DENSE_MHA; r < MLA_ROUTES; r++)
+        total += overhead[r];
+    return total;
+}
+
+/* Each request's cheapest route of a set; false if one has none. */
+static bool take_set(struct mla_route_choice *choices, const bool *skip, int64_t n, unsigned routes)
+{
+    for (int64_t i = 0; i < n; i++) {
         struct mla_route_choice *c = &choices[i];
-        mla_route best = c->route;
+        mla_route best = MLA_ROUTE_AUTO;
         if (skip[i] || !c->measured)
             continue;
         for (int r = MLA_ROUTE_DENSE_MHA; r < MLA_ROUTES; r++)
-            if ((best_set & MLA_BIT(r)) &&
-                (!(best_set & MLA_BIT(best)) || c->cost[r] < c->cost[best]))
+            if ((routes & MLA_BIT(r)) && isfinite(c->cost[r]) &&
+                (best == MLA_ROUTE_AUTO || c->cost[r] < c->cost[best]))
                 best = (mla_route)r;
-        if (best != c->route)
-            set(c, best, "fastest together with the batch, by measured times");
+        if (best == MLA_ROUTE_AUTO)
+            return false;
+        c->route = best;
     }
+    return true;
+}
+
+/* One request at a time moves to another route while the batch gains. */
+static void improve(struct mla_route_choice *choices, const bool *skip, int64_t n)
+{
+    double least = batch_seconds(choices, skip, n);
+    bool moved = true;
+    for (int pass = 0; pass < 4 && moved; pass++) {
+        moved = false;
+        for (int64_t i = 0; i < n; i++) {
+            struct mla_route_choice *c = &choices[i];
+            mla_route best = c->route;
+            if (skip[i] || !c->measured)
+                continue;
+            for (int r = MLA_ROUTE_DENSE_MHA; r < MLA_ROUTES; r++) {
+                if (!isfinite(c->cost[r]))
+                    continue;
+                c->route = (mla_route)r;
+                double total = batch_seconds(choices, skip, n);
+                if (total < least * (1 - 1e-9)) {
+                    least = total;
+                    best = (mla_route)r;
+                    moved = true;
+                }
+            }
+            c->route = best;
+        }
+    }
+}
+
+/* Each set of routes in turn, and from it one request at a time; the best stays in best[]. Batches of
+ * many requests improve on the best set alone: what that costs grows with the square of n. */
+static double settle(struct mla_route_choice *choices, const bool *skip, int64_t n, mla_route *best)
+{
+    enum { FEW = 16, SOME = 64 };
+    double least = INFINITY;
+    for (unsigned routes = 2; routes < MLA_BIT(MLA_ROUTES); routes += 2) { /* AUTO is bit 0 */
+        if (!take_set(choices, skip, n, routes))
+            continue;
+        if (n <= FEW)
+            improve(choices, skip, n);
+        double total = batch_seconds(choices, skip, n);
+        if (total >= least)
+            continue;
+        least = total;
+        for (int64_t i = 0; i < n; i++)
+            best[i] = choices[i].route;
+    }
+    if (n <= FEW || n > SOME || !isfinite(least))
+        return least;
+    for (int64_t i = 0; i < n; i++)
+        choices[i].route = best[i];
+    improve(choices, skip, n);
+    for (int64_t i = 0; i < n; i++)
+        best[i] = choices[i].route;
+    return batch_seconds(choices, skip, n);
+}
+
+void mla_route_settle(struct mla_route_choice *choices, const bool *skip, int64_t n)
+{
+    mla_route *before = n > 0 ? mla_alloc((size_t)n * 2, sizeof *before) : NULL;
+    if (!before)
+        return; /* each request's own choice is a good one */
+    mla_route *best = before + n;
+    for (int64_t i = 0; i < n; i++)
+        before[i] = choices[i].route;
+    bool found = isfinite(settle(choices, skip, n, best));
+    for (int64_t i = 0; i < n; i++) {
+        bool settled = found && !skip[i] && choices[i].measured;
+        choices[i].route = settled ? best[i] : before[i];
+        if (choices[i].route != before[i])
+            choices[i].reason = "fastest together with the batch, by measured times";
+    }
+    mla_free(before);
 }
 
 static void fit_mask(int64_t query_len, int64_t seq_len_kv, size_t budget,
@@ -234,14 +332,11 @@ void mla_route_choose(const mla_problem *p, int64_t query_len, int64_t seq_len_k
         return;
     for (int route = MLA_ROUTE_DENSE_MHA; route < MLA_ROUTES; route++)
         out->cost[route] = mla_route_admissible(p, (mla_route)route, lists_complete, NULL)
-                               ? mla_route_flop(p, (mla_route)route, query_len, seq_len_kv) /
-                                     rate_of(table, (mla_route)route, p->heads_q)
+                               ? model_cost(table, p, (mla_route)route, query_len, seq_len_kv)
                                : INFINITY;
     /* "Few" query tokens: absorbing them costs no more than up-projecting every key, lists
      * aside. */
-    double mha = mla_route_flop(p, MLA_ROUTE_DENSE_MHA, query_len, seq_len_kv) /
-                 rate_of(table, MLA_ROUTE_DENSE_MHA, p->heads_q);
-    double mqa = mla_route_flop(p, MLA_ROUTE_DENSE_MQA, query_len, seq_len_kv) /
-                 rate_of(table, MLA_ROUTE_DENSE_MQA, p->heads_q);
+    double mha = model_cost(table, p, MLA_ROUTE_DENSE_MHA, query_len, seq_len_kv);
+    double mqa = model_cost(table, p, MLA_ROUTE_DENSE_MQA, query_len, seq_len_kv);
     decide(p, seq_len_kv, lists_complete, mha > 0 ? mqa / mha : 1, out);
 }

@@ -20,6 +20,10 @@ struct mla_route_table {
     const char *name;
     int64_t num_rows;
     const struct mla_route_rate *rows;
+    /* Of sparse MQA, where tile_heads > 0: FLOP, at rate 1, that take as long as gathering one byte of
+     * the cache, and query heads that a gathered row is multiplied with at a time. */
+    double gather_flop;
+    int64_t tile_heads;
     /* Measured times; they go before rows wherever one has the problem's dims. crossover.h */
     int64_t num_curves;
     const struct mla_route_curve *curves;
@@ -27,13 +31,19 @@ struct mla_route_table {
 
 /* Every route at the same rate, so that the fewest FLOP win. */
 extern const struct mla_route_table mla_route_table_flop;
+/* What the portable CUDA kernels reach on an H100, as ratios, the gather of sparse MQA included
+ * (docs/routing.md): for devices without a measured table. */
+extern const struct mla_route_table mla_route_table_gpu;
+/* The table of a backend where nothing was measured. */
+const struct mla_route_table *mla_route_table_of(mla_backend backend);
 
 struct mla_route_choice {
     mla_route route;
     const char *reason;          /* static text */
     double cost[MLA_ROUTES];     /* FLOP / rate; INFINITY where the route is not admissible */
     bool measured;               /* costs are seconds, of a curve of the table */
-    double overhead[MLA_ROUTES]; /* measured: seconds that a batch pays once for the route */
+    double overhead[MLA_ROUTES]; /* measured: seconds that the request takes longer alone; a batch
+                                    pays the largest of each route */
     int64_t rows_per_pass;       /* query rows whose mask fits the budget; at least 1 */
 };
 

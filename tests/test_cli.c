@@ -231,15 +231,28 @@ static const struct wrong wrong_others[] = {
     {"bench --plot out.png", 2, "--plot: got it without problems"},
     {"bench --routes none --batch q1", 2, "--routes: got 'none'"},
     {"bench --routes all --route dense-mha --batch q1", 2, "--route: got it beside"},
+    {"bench --routes all --model tiny --batch q4 --batch q", 2, "batch: got 'q'"},
+    {"bench --routes all --model tiny --batch q4s2", 2, "seq_lens_kv[0]: got 2"},
+    {"bench --seconds 3 --model tiny --batch q4", 2, "--seconds: got it without --routes"},
+    {"bench --from rows.json", 2, "--from: got it without --plot"},
+    {"bench --from rows.json --plot out.svg --batch q4", 2, "--from: got it beside problems"},
+    {"bench --from missing.json --plot out.svg", 2, "--from: got 'missing.json'"},
+    {"bench --from good.st --plot out.svg", 2, "--from: got 'good.st'"},
+    {"bench --from foreign.json --plot out.svg", 2, "row 0: got one without a problem"},
+    {"bench --routes all --model tiny --batch q4 --repeats 1 --plot out.heat.svg", 4,
+     "no rows for this drawing"},
     {"tune", 2, "-o: got nothing"},
     {"tune -o out.st --heads 4,x", 2, "--heads: got '4,x'"},
+    {"tune -o out.st --model tiny --heads 128", 2, "got no setting"},
     {"tune -o out.st --topk -3", 2, "--topk"},
     {"tune -o out.st --queries 2", 2, "--queries, --keys: got 2"},
     {"tune -o out.st --backend model", 2, "no times"},
     {"tune -o out.st --model none", 2, "want one of"},
-    {"tune --from out.st", 2, "--from: got it without --verify"},
-    {"tune --verify 2 --json -", 2, "--verify: got it without -o"},
-    {"tune --from missing.txt --verify 2", 2, "crossovers: got 'missing.txt'"},
+    {"tune -o out.st --cache none", 2, "'none'"},
+    {"tune -o out.st --fill peaky", 2, "--fill: got 'peaky'"},
+    {"tune --from out.st", 2, "--from: got it without --regret"},
+    {"tune --regret 2 --json -", 2, "--regret: got it without -o"},
+    {"tune --from missing.txt --regret 2", 2, "crossovers: got 'missing.txt'"},
     {"tune --foo", 2, "got option '--foo'"},
     {"qualify --backend cpu", 2, "want cuda or model"},
     {"qualify foo", 2, "got argument 'foo'"},
@@ -406,6 +419,147 @@ static void cli_bench_columns(void **state)
     const char *row = strchr(out_text, '\n') + 1;
     assert_non_null(strstr(row, ",no,\"attend "));
     assert_null(strchr(strchr(row, '\n') + 1, '\n')); /* one row */
+}
+
+static const json_t *row_of(const json_t *rows, const char *route)
+{
+    for (size_t i = 0; i < json_array_size(rows); i++) {
+        const json_t *row = json_array_get(rows, i);
+        if (strcmp(json_string_value(json_object_get(row, "route")), route) == 0)
+            return row;
+    }
+    fail_msg("no row of route %s", route);
+    return NULL;
+}
+
+/* Every admissible route, the library's own choice, and for a mixed batch the batch-wide rule; rows in
+ * the order of the command line, whatever the order of measuring. */
+static void cli_bench_routes(void **state)
+{
+    (void)state;
+    json_t *root = json_of("bench --routes all --model tiny --batch q8 --batch q40s60,2q1s50 "
+                           "--batch q40 --seconds 3 --json -",
+                           0);
+    json_t *rows = json_object_get(root, "results");
+    assert_string_equal(json_string_value(json_object_get(root, "version")), "0.1.0");
+    assert_non_null(json_object_get(root, "commit"));
+    assert_non_null(json_object_get(root, "context"));
+    assert_int_equal(json_array_size(rows), 5 + 4 + 3); /* q8: lists are complete */
+    for (size_t i = 0; i < json_array_size(rows); i++) {
+        const json_t *row = json_array_get(rows, i);
+        double median = json_real_value(json_object_get(row, "median_us"));
+        assert_true(median > 0);
+        assert_true(json_real_value(json_object_get(row, "min_us")) <= median);
+        assert_true(json_real_value(json_object_get(row, "max_us")) >= median);
+        assert_true(json_integer_value(json_object_get(row, "runs")) >= 3);
+        assert_int_equal(json_integer_value(json_object_get(row, "requests")),
+                         i >= 5 && i < 9 ? 3 : 1);
+        assert_string_equal(json_string_value(json_object_get(row, "fill")), "normal");
+    }
+    const json_t *wide = row_of(rows, "batch-wide");
+    assert_non_null(
+        strstr(json_string_value(json_object_get(wide, "problem")), "batch=q40s60,2q1s50"));
+    assert_int_equal(json_integer_value(json_object_get(wide, "query_tokens")), 42);
+    assert_int_equal(json_integer_value(json_object_get(wide, "keys")), 160);
+    json_decref(root);
+
+    must("bench --routes masked-mha,sparse-mqa --model tiny --batch q40 --repeats 1 --csv", 0);
+    assert_ptr_equal(strstr(out_text, "route,kernel,median_us,"), out_text);
+    assert_non_null(strstr(out_text, "\nmasked-mha,masked_mha_"));
+    assert_null(strstr(out_text, "\nauto,"));
+
+    /* What the pool does not make is a case of its own: masks, other fills, files. */
+    must("bench --routes all 'attend model=tiny topk=0 mask=1 batch=q9' good.st "
+         "'attend model=tiny batch=q50 fill=needle' --repeats 1",
+         0);
+    assert_non_null(strstr(out_text, "fill=needle"));
+    assert_non_null(strstr(out_text, "\ngood.st\n"));
+    must("bench --routes indexer --model tiny --batch q40 --repeats 1", 0);
+    assert_non_null(strstr(out_text, "mla_index_run"));
+}
+
+static void starts_and_ends(const char *name, const char *start, const char *end)
+{
+    static char text[1 << 16];
+    slurp(name, text, sizeof text);
+    assert_int_equal(strncmp(text, start, strlen(start)), 0);
+    assert_true(strlen(text) > strlen(end));
+    assert_string_equal(text + strlen(text) - strlen(end), end);
+    unlink(name);
+}
+
+static void cli_bench_pictures(void **state)
+{
+    (void)state;
+    must("bench --routes all --model tiny --batch q40 --batch q64 --batch q96 --batch q64s200,q1s9 "
+         "--repeats 1 --json rows.json --plot page.html",
+         0);
+    starts_and_ends("page.html", "<!doctype html>", "</svg>\n</html>\n");
+    must("bench --from rows.json --plot a.time.svg --plot a.heat.svg --plot a.roofline.svg --plot "
+         "a.mixed.svg --plot b.svg --plot page.html",
+         0);
+    assert_string_equal(out_text, "");
+    starts_and_ends("page.html", "<!doctype html>", "</svg>\n</html>\n");
+    starts_and_ends("a.time.svg", "<svg xmlns", "</svg>\n");
+    starts_and_ends("a.heat.svg", "<svg xmlns", "</svg>\n");
+    starts_and_ends("a.roofline.svg", "<svg xmlns", "</svg>\n");
+    starts_and_ends("a.mixed.svg", "<svg xmlns", "</svg>\n");
+    starts_and_ends("b.svg", "<svg xmlns", "</svg>\n");
+    unlink("rows.json");
+}
+
+/* Interrupted, bench writes what it has. The loop would go on for minutes. */
+static void cli_bench_interrupted(void **state)
+{
+    char command[4096];
+    (void)state;
+    snprintf(
+        command, sizeof command,
+        "timeout -s INT 2 %s/mla bench --routes all --model tiny --batch q40 --batch 64q1s2k "
+        "--batch q4k --batch q4k --batch q4k --batch q4k --batch q4k --batch q4k --batch q4k "
+        "--batch q4k --batch q4k --batch q4k --repeats 60 --json rows.json >../stdout.txt 2>&1",
+        MLA_BINARY_DIR);
+    assert_int_equal(system(command) == -1, 0);
+    slurp("../stdout.txt", out_text, sizeof out_text);
+    assert_non_null(strstr(out_text, "were left out: interrupted"));
+    json_t *root = json_load_file("rows.json", 0, NULL);
+    assert_non_null(root);
+    assert_true(json_array_size(json_object_get(root, "results")) > 0);
+    json_decref(root);
+    unlink("rows.json");
+}
+
+static void cli_tune_and_regret(void **state)
+{
+    (void)state;
+    must("tune -o table.txt --backend cpu --model tiny --heads 4,2 --queries 16 --keys 1k "
+         "--seconds 20 "
+         "--json tune.json",
+         0);
+    assert_non_null(strstr(out_text, "for which masked-mha is faster than sparse-mqa"));
+    json_t *root = json_load_file("tune.json", 0, NULL);
+    assert_non_null(root);
+    assert_int_equal(json_array_size(json_object_get(root, "curves")), 2);
+    json_decref(root);
+    root =
+        json_of("tune --from table.txt --backend cpu --model tiny --heads 4 --queries 16 --keys 1k "
+                "--regret 2 --json -",
+                0);
+    const json_t *regret = json_object_get(root, "regret");
+    assert_int_equal(json_integer_value(json_object_get(regret, "batches")), 2);
+    assert_true(json_real_value(json_object_get(regret, "worst_regret")) >= 0);
+    assert_int_equal(json_array_size(json_object_get(regret, "rows")), 2);
+    json_decref(root);
+    /* Plans follow it; another version is refused with a sentence. */
+    setenv("MLA_CROSSOVERS", "table.txt", 1);
+    must("run 'attend model=tiny batch=q9s40' --explain", 0);
+    assert_non_null(strstr(out_text, "by measured times"));
+    assert_int_equal(system("sed -i 's/libmla 0.1.0/libmla 0.0.9/' table.txt"), 0);
+    must("run 'attend model=tiny batch=q9s40' --explain", 2);
+    assert_non_null(strstr(err_text, "libmla 0.0.9', want one of 'cpu "));
+    unsetenv("MLA_CROSSOVERS");
+    unlink("table.txt");
+    unlink("tune.json");
 }
 
 static long size_of(const char *name)
@@ -618,6 +772,8 @@ static int set_up(void **state)
     write_text("garbage.st", "garbage, nothing but garbage", 28);
     write_text("short.st", "\x10\0\0\0\0\0\0\0{\"q\":", 13);
     write_text("bad.txt", "# nothing\nfoo bar\n", 18);
+    static const char foreign[] = "{\"context\": \"cpu\", \"results\": [{\"route\": \"auto\"}]}";
+    write_text("foreign.json", foreign, sizeof foreign - 1);
     write_text("baddirective.txt", "#! route=up\n", 12);
     write_text("good.txt", shapes, sizeof shapes - 1);
     return 0;
@@ -646,6 +802,10 @@ int main(void)
         cmocka_unit_test(cli_check_judges),
         cmocka_unit_test(cli_json_is_pure),
         cmocka_unit_test(cli_bench_columns),
+        cmocka_unit_test(cli_bench_routes),
+        cmocka_unit_test(cli_bench_pictures),
+        cmocka_unit_test(cli_bench_interrupted),
+        cmocka_unit_test(cli_tune_and_regret),
     };
     return cmocka_run_group_tests_name("cli", tests, set_up, tear_down);
 }

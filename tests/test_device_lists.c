@@ -97,7 +97,9 @@ static mla_tensors place(const struct mla_case *k)
     return k->tensors;
 }
 
-static void check(const char *text, mla_route route, size_t limit, bool kept)
+/* routes: of each request, and only the first one's rows are looked at; NULL: route for all. */
+static void check(const char *text, mla_route route, const mla_route *routes, size_t limit,
+                  bool kept)
 {
     struct mla_case_spec spec;
     struct mla_case k;
@@ -108,11 +110,15 @@ static void check(const char *text, mla_route route, size_t limit, bool kept)
     mla_problem *p = &k.problem;
     p->out_dtype = MLA_BF16;
     p->wants_lse = p->wants_max_logits = false;
-    const mla_plan_options options = {.route = route, .workspace_limit_bytes = limit};
+    const mla_plan_options options = {.route = route,
+                                      .routes = routes,
+                                      .workspace_limit_bytes = limit};
     must(mla_plan_create(target, p, &options, &plan));
     mla_tensors t = place(&k);
     size_t bytes = mla_plan_workspace_bytes(plan);
     size_t out_bytes = (size_t)(mla_total_q(p) * p->heads_q * mla_d_v(p)) * 2;
+    size_t seen =
+        routes ? out_bytes / (size_t)mla_total_q(p) * (size_t)p->cu_seqlens_q[1] : out_bytes;
     size_t list_bytes = (size_t)(mla_total_q(p) * p->topk) * 4;
     void *workspace = room(bytes), *lists = room(list_bytes), *nonsense = grab(list_bytes);
     char *out[4];
@@ -132,10 +138,10 @@ static void check(const char *text, mla_route route, size_t limit, bool kept)
         out[i] = grab(out_bytes);
         get(out[i], t.out.data, out_bytes);
     }
-    bool again = memcmp(out[0], out[1], out_bytes) == 0;
-    bool reused = memcmp(out[0], out[2], out_bytes) == 0;
-    bool read = memcmp(out[3], out[2], out_bytes) == 0;
-    bool ok = again && reused == kept && read == !kept && memcmp(out[0], out[3], out_bytes) != 0;
+    bool again = memcmp(out[0], out[1], seen) == 0;
+    bool reused = memcmp(out[0], out[2], seen) == 0;
+    bool read = memcmp(out[3], out[2], seen) == 0;
+    bool ok = again && reused == kept && read == !kept && memcmp(out[0], out[3], seen) != 0;
     checks++;
     failures += !ok;
     if (!ok)
@@ -162,10 +168,14 @@ int main(int argc, char **argv)
     const char *expanded =
         "attend form=expanded heads=2 batch=q150s200,q3s90 nope=32 rope=16 v=64 topk=20 lse=0";
     const char *latent = "attend heads=2 nope=32 rope=64 v=32 batch=q20s70,q3s90 topk=20 lse=0";
-    check(expanded, MLA_ROUTE_MASKED_MHA, 0, true);
-    check(expanded, MLA_ROUTE_MASKED_MHA, 4096, false); /* passes of one tile */
-    check(latent, MLA_ROUTE_MASKED_MHA, 0, true);
-    check(latent, MLA_ROUTE_SPARSE_MQA, 0, false);
+    check(expanded, MLA_ROUTE_MASKED_MHA, NULL, 0, true);
+    check(expanded, MLA_ROUTE_MASKED_MHA, NULL, 4096, false); /* passes of one tile */
+    check(latent, MLA_ROUTE_MASKED_MHA, NULL, 0, true);
+    check(latent, MLA_ROUTE_SPARSE_MQA, NULL, 0, false);
+    /* Beside another route: in places of their own, unless memory is limited. */
+    const mla_route both[] = {MLA_ROUTE_MASKED_MHA, MLA_ROUTE_SPARSE_MQA};
+    check(latent, MLA_ROUTE_AUTO, both, 0, true);
+    check(latent, MLA_ROUTE_AUTO, both, (size_t)1 << 30, false);
     printf("same lists: %d checks, %d failed\n", checks, failures);
     mla_context_destroy(target);
     return failures > 0;

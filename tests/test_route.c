@@ -134,7 +134,7 @@ static void test_rates(void **state)
 {
     (void)state;
     static const struct mla_route_rate rows[] = {{16, {0, 1, 1, 1, 1}}, {64, {0, 1, 1, 3, 1}}};
-    static const struct mla_route_table table = {"test", 2, rows, 0, NULL};
+    static const struct mla_route_table table = {"test", 2, rows, 0, 0, 0, NULL};
     struct mla_route_choice flat, choice;
     mla_problem p = v32();
     const double want[] = {1, 1, 2, 3, 3};
@@ -149,6 +149,37 @@ static void test_rates(void **state)
     /* At rate 3 sparse MQA wins where masked MHA won by FLOP. */
     assert_int_equal(flat.route, MLA_ROUTE_MASKED_MHA);
     assert_int_equal(choice.route, MLA_ROUTE_SPARSE_MQA);
+}
+
+/* On a GPU the gather counts: few heads make it the bound of sparse MQA, which moves the crossover up;
+ * small records move it down again. */
+static void test_gather(void **state)
+{
+    (void)state;
+    const int64_t heads[] = {128, 64, 32, 16, 8};
+    int64_t at[5][2];
+    for (int i = 0; i < 5; i++)
+        for (int packed = 0; packed < 2; packed++) {
+            mla_problem p = v32();
+            int64_t low = 2048, high = 1 << 20;
+            p.heads_q = heads[i];
+            p.cache_format = packed ? MLA_CACHE_FP8_DS_MLA : MLA_CACHE_BF16;
+            while (high - low > 1) {
+                struct mla_route_choice c;
+                int64_t s = (low + high) / 2;
+                mla_route_choose(&p, s, s, false, mla_route_table_of(MLA_BACKEND_CUDA), 0, &c);
+                *(c.route == MLA_ROUTE_MASKED_MHA ? &low : &high) = s;
+            }
+            at[i][packed] = low;
+        }
+    for (int i = 0; i < 3; i++) { /* arithmetic binds: only rates move what FLOP say */
+        assert_in_range(at[i][0], 20000, 24000);
+        assert_int_equal(at[i][1], at[i][0]);
+    }
+    assert_true(at[3][0] > at[2][0]);
+    assert_true(at[4][0] > 1.8 * (double)at[3][0]); /* 8 heads fill half a tile */
+    assert_true(at[3][1] < at[3][0] && at[4][1] < at[4][0]);
+    assert_ptr_equal(mla_route_table_of(MLA_BACKEND_CPU), &mla_route_table_flop);
 }
 
 static void test_mask_budget(void **state)
@@ -195,6 +226,7 @@ int main(void)
         cmocka_unit_test(test_one_crossover), cmocka_unit_test(test_pairs),
         cmocka_unit_test(test_flop),          cmocka_unit_test(test_rates),
         cmocka_unit_test(test_mask_budget),   cmocka_unit_test(test_admissible),
+        cmocka_unit_test(test_gather),
     };
     return cmocka_run_group_tests_name("route", tests, NULL, NULL);
 }

@@ -18,22 +18,30 @@
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 
-enum { MAX_REPEATS = 1000, LONG_ENOUGH = 10 /* seconds after which a route is not run again */ };
+enum {
+    MAX_REPEATS = 1000,
+    LONG_ENOUGH = 10, /* seconds after which a route is not run again */
+    SAVE_SECONDS = 3
+};
 
 struct bench {
     const struct command *command;
     struct compute compute;
     struct text_list batches, configs;
     const char *model, *form, *heads, *topk, *fill, *cache, *page, *seed;
-    const char *json, *routes, *plot;
-    int64_t repeats, rows;
+    const char *json, *routes, *from;
+    struct text_list plots;
+    int64_t repeats, rows, seconds;
     bool csv, unchecked, quick;
     /* running: */
     FILE *text;
     json_t *results;
     bool failed;
     struct route_bench by_route; /* with --routes or --plot */
+    char about[256], state[256];
+    double saved;
 };
 
 struct timing {
@@ -175,7 +183,7 @@ static mla_status bench_source(struct bench *o, const char *source)
 {
     struct mla_case k;
     if (o->by_route.routes)
-        return mla_route_bench_source(&o->by_route, source);
+        return mla_route_bench_add(&o->by_route, source);
     mla_status status = mla_case_open(source, &k, mla_warning, NULL);
     if (status)
         return status;
@@ -252,20 +260,8 @@ static mla_status bench_batch(struct bench *o, const char *batch)
     return bench_source(o, source);
 }
 
-static int run_all(struct bench *o, const struct text_list *files)
+static mla_status read_all(struct bench *o, const struct text_list *files)
 {
-    char about[256];
-    mla_context_describe(o->compute.context, about, sizeof about);
-    if (!o->csv)
-        fprintf(o->text, "# mla %s, commit %s; %s\n# %s\n", mla_version(), MLA_COMMIT,
-                mla_cpu_name(), about);
-    if (o->by_route.routes) {
-        o->by_route.text = o->text;
-        o->by_route.batches_left = files->count + o->batches.count;
-        mla_route_bench_legend(&o->by_route);
-    } else {
-        print_legend(o);
-    }
     mla_status status = MLA_OK;
     for (int i = 0; i < files->count && !status; i++)
         status = bench_source(o, files->items[i]);
@@ -273,20 +269,69 @@ static int run_all(struct bench *o, const struct text_list *files)
         status = bench_config(o, o->configs.items[i]);
     for (int i = 0; i < o->batches.count && !status; i++)
         status = bench_batch(o, o->batches.items[i]);
-    if (status)
+    return status;
+}
+
+/* What --json writes, so far or at the end. */
+static json_t *report_json(const struct bench *o, const char *after)
+{
+    json_t *root = json_pack("{s:s, s:s, s:s, s:s, s:o}", "version", mla_version(), "commit",
+                             MLA_COMMIT, "cpu", mla_cpu_name(), "context", o->about, "results",
+                             o->by_route.routes ? mla_route_bench_json(&o->by_route)
+                                                : json_incref(o->results));
+    if (*o->state)
+        json_object_set_new(root, "clocks", json_string(o->state));
+    if (*after)
+        json_object_set_new(root, "clocks_after", json_string(after));
+    return root;
+}
+
+/* A program that is killed leaves what it had measured some seconds before. */
+static void save_rows(void *user)
+{
+    struct bench *o = user;
+    double now = mla_seconds();
+    if (now - o->saved < SAVE_SECONDS)
+        return;
+    o->saved = now;
+    mla_json_write(o->command, report_json(o, ""), o->json);
+}
+
+static int run_all(struct bench *o, const struct text_list *files)
+{
+    char after[256] = "";
+    mla_context_describe(o->compute.context, o->about, sizeof o->about);
+    mla_gpu_state(o->compute.context, o->state, sizeof o->state);
+    if (!o->csv)
+        fprintf(o->text, "# mla %s, commit %s; %s\n# %s\n%s%s%s", mla_version(), MLA_COMMIT,
+                mla_cpu_name(), o->about, *o->state ? "# " : "", o->state, *o->state ? "\n" : "");
+    if (!o->by_route.routes)
+        print_legend(o);
+    mla_status status = read_all(o, files);
+    struct stat info;
+    bool fresh = o->json && strcmp(o->json, "-") != 0 && stat(o->json, &info) != 0;
+    if (!status && o->by_route.routes) {
+        o->by_route.text = o->text;
+        o->by_route.save = fresh ? save_rows : NULL;
+        o->by_route.user = o;
+        o->saved = mla_seconds();
+        status = mla_route_bench_run(&o->by_route);
+        mla_gpu_state(o->compute.context, after, sizeof after);
+        if (!o->csv && *after)
+            fprintf(o->text, "# at the end: %s\n", after);
+    }
+    if (status) {
+        if (fresh)
+            remove(o->json); /* no output of a run that failed */
         return mla_report(o->command, status);
+    }
     int exit_status = o->failed ? EXIT_OUTSIDE : EXIT_DONE;
-    if (o->by_route.routes) {
-        json_decref(o->results);
-        o->results = mla_route_bench_json(&o->by_route);
-        if (o->plot)
-            exit_status = mla_route_plot(&o->by_route, about, o->plot);
+    for (int i = 0; i < o->plots.count; i++) {
+        int drawn = mla_route_plot(&o->by_route, o->about, o->plots.items[i]);
+        exit_status = drawn ? drawn : exit_status;
     }
     if (o->json) {
-        json_t *root =
-            json_pack("{s:s, s:s, s:s, s:s, s:O}", "version", mla_version(), "commit", MLA_COMMIT,
-                      "cpu", mla_cpu_name(), "context", about, "results", o->results);
-        int written = mla_json_write(o->command, root, o->json);
+        int written = mla_json_write(o->command, report_json(o, after), o->json);
         exit_status = written ? written : exit_status;
     }
     return exit_status;
@@ -320,6 +365,16 @@ static int run_ratio(struct bench *o)
                           o->json);
 }
 
+/* Pictures of an earlier run. */
+static int plot_from(struct bench *o)
+{
+    char about[256];
+    int exit_status = mla_route_bench_load(&o->by_route, o->from, about, sizeof about);
+    for (int i = 0; i < o->plots.count && !exit_status; i++)
+        exit_status = mla_route_plot(&o->by_route, about, o->plots.items[i]);
+    return exit_status;
+}
+
 static int run_bench(const struct command *command, int argc, char **argv)
 {
     struct bench o = {.command = command, .repeats = 5, .rows = 16};
@@ -344,7 +399,11 @@ static int run_bench(const struct command *command, int argc, char **argv)
         {"json", 0, OPTION_TEXT, &o.json, "FILE", "the same as JSON; - = stdout"},
         {"routes", 0, OPTION_TEXT, &o.routes, "LIST",
          "all, or routes: end to end and by part, unjudged"},
-        {"plot", 0, OPTION_TEXT, &o.plot, "FILE", "of --routes: .html, or .png through gnuplot"},
+        {"plot", 0, OPTION_LIST, &o.plots, "FILE",
+         "of --routes: .html, .svg, or .png through gnuplot"},
+        {"from", 0, OPTION_TEXT, &o.from, "FILE", "with --plot: what --json wrote; times nothing"},
+        {"seconds", 0, OPTION_COUNT, &o.seconds, "N",
+         "of --routes: fewer runs, and at last fewer problems, so that all take so long"},
         {0},
     };
     int exit_status;
@@ -354,12 +413,23 @@ static int run_bench(const struct command *command, int argc, char **argv)
         o.model = "deepseek-v3.2";
     bool problems = files.count || o.configs.count || o.batches.count;
     bool words = o.model || o.form || o.heads || o.topk || o.fill || o.cache || o.page || o.seed;
-    if (o.routes || o.plot)
+    if (o.routes || o.plots.count)
         o.by_route = (struct route_bench){.command = command,
                                           .compute = &o.compute,
                                           .routes = o.routes ? o.routes : "all",
                                           .repeats = o.repeats,
+                                          .seconds = o.seconds,
                                           .csv = o.csv};
+    if (o.from) {
+        bool alone = o.plots.count && !problems && !words && !o.json && !o.routes;
+        exit_status = alone ? plot_from(&o)
+                            : mla_usage(command, "--from: got it %s, want it with --plot alone",
+                                        o.plots.count ? "beside problems, --routes or --json"
+                                                      : "without --plot");
+        mla_route_bench_free(&o.by_route);
+        mla_options_free(options, &files);
+        return exit_status;
+    }
     if (o.by_route.routes && !problems) {
         exit_status = mla_usage(command,
                                 "--%s: got it without problems, want --batch, --config or "
@@ -367,6 +437,8 @@ static int run_bench(const struct command *command, int argc, char **argv)
                                 o.routes ? "routes" : "plot");
     } else if (o.by_route.routes && o.compute.route) {
         exit_status = mla_usage(command, "--route: got it beside --routes, want one of the two");
+    } else if (o.seconds && !o.by_route.routes) {
+        exit_status = mla_usage(command, "--seconds: got it without --routes, want both");
     } else if (words && !o.batches.count) {
         exit_status = mla_usage(command, "--batch: got nothing, want "
                                          "[count]q<query_len>[k][s<kv_len>[k]],...");
@@ -408,7 +480,7 @@ static int run_bench(const struct command *command, int argc, char **argv)
 const struct command mla_command_bench = {
     "bench",
     "[--model NAME --batch SPEC... | --config FILE | 'attend ...'] [options]",
-    "times every admissible route of problems on the CPU",
+    "times every admissible route of problems",
     "Without a problem: the CPU kernels as shares of this machine's sgemm rate.\n"
     "A route runs once to warm up, then --repeats times, but no longer than 10 s.",
     run_bench,

@@ -3,6 +3,7 @@
 #include "command.h"
 
 #include "common/kernel.h"
+#include "common/route.h"
 #include "common/qualify.h"
 #include "common/text.h"
 #include "reference/reference.h"
@@ -71,6 +72,9 @@ static bool describe_backend(mla_backend backend, char *text, size_t bytes)
     }
     t.used = mla_context_describe(context, text, bytes);
     describe_trust(context, &t);
+    if (context->crossovers)
+        mla_text_add(&t, "; routes by a table %s, %lld curves", context->crossovers->name,
+                     (long long)context->crossovers->num_curves);
     mla_context_destroy(context);
     return true;
 }

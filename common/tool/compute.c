@@ -111,6 +111,25 @@ const char *mla_cpu_name(void)
     return name;
 }
 
+void mla_gpu_state(const mla_context *context, char *text, size_t bytes)
+{
+    char command[256], line[256] = "";
+    text[0] = '\0';
+    if (context->backend != MLA_BACKEND_CUDA)
+        return;
+    snprintf(command, sizeof command,
+             "nvidia-smi -i %d --format=csv,noheader --query-gpu=driver_version,clocks.sm,"
+             "clocks.max.sm,clocks.mem,power.draw,temperature.gpu 2>/dev/null",
+             context->device);
+    FILE *file = popen(command, "r");
+    bool read = file && fgets(line, sizeof line, file) && strchr(line, ',');
+    if (file && pclose(file) != 0)
+        read = false;
+    if (read)
+        snprintf(text, bytes, "driver, SM clock now, at most, memory clock, power, degrees: %.*s",
+                 (int)strcspn(line, "\r\n"), line);
+}
+
 int64_t mla_out_elements(const mla_problem *p)
 {
     return mla_total_q(p) * p->heads_q * mla_d_v(p);

@@ -5,7 +5,6 @@
 #include "common/format.h"
 #include "common/kernel.h"
 #include "common/status.h"
-#include "common/trace.h"
 
 #ifndef MLA_WITH_CUDA
 
@@ -24,22 +23,10 @@ mla_status mla_device_case_run(struct mla_device_case *c, double *seconds)
     return mla_fail(MLA_ERR_NO_DEVICE, "this build has no CUDA backend");
 }
 
-mla_status mla_device_case_time(struct mla_device_case *c, double *seconds)
+const mla_tensors *mla_device_case_tensors(const struct mla_device_case *c)
 {
-    return mla_device_case_run(c, seconds);
-}
-
-mla_status mla_device_case_back_to_back(struct mla_device_case *c, int n, double *seconds)
-{
-    (void)n;
-    return mla_device_case_run(c, seconds);
-}
-
-mla_status mla_device_case_parts(struct mla_device_case *c, struct mla_case_part *parts, int *count)
-{
-    (void)parts;
-    *count = 0;
-    return mla_device_case_run(c, NULL);
+    (void)c;
+    return NULL;
 }
 
 void mla_device_case_free(struct mla_device_case *c)
@@ -52,7 +39,7 @@ void mla_device_case_free(struct mla_device_case *c)
 #include <cuda_runtime_api.h>
 #include <string.h>
 
-enum { MOST_BUFFERS = 24, GUARD_BYTES = 1024, FLUSH_BYTES = 256 << 20, MOST_MARKS = 512 };
+enum { MOST_BUFFERS = 24, GUARD_BYTES = 1024 };
 
 struct output {
     void *device, *host;
@@ -67,7 +54,7 @@ struct mla_device_case {
     int num_buffers;
     struct output outputs[3];
     int num_outputs;
-    void *workspace, *flush; /* flush: written to empty the L2 cache; NULL until needed */
+    void *workspace;
     size_t workspace_bytes;
     cudaStream_t stream;
     cudaEvent_t start, stop;
@@ -286,108 +273,9 @@ mla_status mla_device_case_run(struct mla_device_case *c, double *seconds)
     return check_guard("workspace", c->workspace, c->workspace_bytes);
 }
 
-static mla_status run_once(struct mla_device_case *c)
+const mla_tensors *mla_device_case_tensors(const struct mla_device_case *c)
 {
-    return mla_run(c->plan, &c->tensors, c->workspace, c->workspace_bytes, c->stream);
-}
-
-/* Between start and stop; the host is ahead by then, behind the flush. */
-static mla_status time_runs(struct mla_device_case *c, int n, double *seconds)
-{
-    float ms;
-    TRY(cudaEventRecord(c->start, c->stream));
-    for (int i = 0; i < n; i++) {
-        mla_status status = run_once(c);
-        if (status != MLA_OK)
-            return status;
-    }
-    TRY(cudaEventRecord(c->stop, c->stream));
-    TRY(cudaStreamSynchronize(c->stream));
-    TRY(cudaEventElapsedTime(&ms, c->start, c->stop));
-    *seconds = ms * 1e-3 / n;
-    return MLA_OK;
-}
-
-static mla_status flush_cache(struct mla_device_case *c)
-{
-    TRY(cudaSetDevice(c->device));
-    if (!c->flush) {
-        mla_status status = buffer(c, FLUSH_BYTES, &c->flush);
-        if (status != MLA_OK)
-            return status;
-    }
-    TRY(cudaMemsetAsync(c->flush, 0, FLUSH_BYTES, c->stream));
-    return MLA_OK;
-}
-
-mla_status mla_device_case_time(struct mla_device_case *c, double *seconds)
-{
-    mla_status status = flush_cache(c);
-    return status == MLA_OK ? time_runs(c, 1, seconds) : status;
-}
-
-mla_status mla_device_case_back_to_back(struct mla_device_case *c, int n, double *seconds)
-{
-    TRY(cudaSetDevice(c->device));
-    return time_runs(c, n, seconds);
-}
-
-struct marks {
-    cudaEvent_t event[MOST_MARKS];
-    const char *name[MOST_MARKS];
-    int count;
-    cudaError_t error;
-};
-
-static void mark(void *user, const char *name, void *stream)
-{
-    struct marks *m = user;
-    if (m->count == MOST_MARKS || m->error != cudaSuccess)
-        return;
-    m->error = cudaEventCreate(&m->event[m->count]);
-    if (m->error == cudaSuccess)
-        m->error = cudaEventRecord(m->event[m->count], stream);
-    m->name[m->count++] = name;
-}
-
-static mla_status add_part(struct marks *m, int i, cudaEvent_t stop, struct mla_case_part *parts,
-                           int *count)
-{
-    float ms;
-    int at = 0;
-    TRY(cudaEventElapsedTime(&ms, m->event[i], i + 1 < m->count ? m->event[i + 1] : stop));
-    while (at < *count && strcmp(parts[at].name, m->name[i]) != 0)
-        at++;
-    if (at == MLA_CASE_PARTS)
-        return mla_fail(MLA_ERR_DEVICE, "parts: got more than %d names", MLA_CASE_PARTS);
-    if (at == *count)
-        parts[(*count)++] = (struct mla_case_part){m->name[i], 0};
-    parts[at].seconds += ms * 1e-3;
-    return MLA_OK;
-}
-
-mla_status mla_device_case_parts(struct mla_device_case *c, struct mla_case_part *parts, int *count)
-{
-    struct marks *m = mla_alloc(1, sizeof *m);
-    const struct mla_trace trace = {mark, m};
-    double seconds;
-    *count = 0;
-    if (!m)
-        return mla_fail(MLA_ERR_MEMORY, "parts: no memory for %d events", MOST_MARKS);
-    mla_status status = flush_cache(c);
-    mla_trace = &trace;
-    if (status == MLA_OK)
-        status = time_runs(c, 1, &seconds);
-    mla_trace = NULL;
-    if (status == MLA_OK && m->error != cudaSuccess)
-        status = failed("cudaEventRecord", m->error);
-    for (int i = 0; status == MLA_OK && i < m->count; i++)
-        status = add_part(m, i, c->stop, parts, count);
-    for (int i = 0; i < m->count; i++)
-        if (m->event[i])
-            cudaEventDestroy(m->event[i]);
-    mla_free(m);
-    return status;
+    return &c->tensors;
 }
 
 void mla_device_case_free(struct mla_device_case *c)

@@ -1,0 +1,49 @@
+#!/usr/bin/env bash
+# SPDX-License-Identifier: Apache-2.0
+# Measures what docs/routing.md shows, on one GPU, in about the time given:
+#   bench/study.sh OUTDIR [SECONDS [PROGRAM]]        (default: 180 s, build/mla)
+# Every step writes its files when it is done; a step that fails or takes too long is given up, and
+# the next one goes on. bench/figures.sh draws what is there.
+set -u
+here=$(cd "$(dirname "$0")" && pwd)
+out=${1:?usage: bench/study.sh OUTDIR [SECONDS [PROGRAM]]}
+seconds=${2:-180}
+mla=${3:-$here/../build/mla}
+backend=${STUDY_BACKEND:-cuda}
+mkdir -p "$out"
+start=$(date +%s)
+
+# step NAME SHARE ARGUMENTS...: a share of the time in percent, for the program with --seconds;
+# stopped when it is a fifth late.
+step() {
+    local name=$1 share=$2 time began
+    shift 2
+    time=$((seconds * share / 100))
+    time=$((time > 1 ? time : 1))
+    began=$(date +%s)
+    timeout -s INT -k 4 $((time + time / 5 + 6)) \
+        "$mla" "$@" --backend "$backend" --seconds "$time" >"$out/$name.txt" 2>"$out/$name.err"
+    local rc=$?
+    [ -s "$out/$name.err" ] || rm -f "$out/$name.err"
+    echo "$name: exit $rc, $(($(date +%s) - began)) s of $time"
+}
+
+sweep() {
+    local name=$1 share=$2 routes=$3
+    step "$name" "$share" bench --config "$here/configs/$name.txt" --routes "$routes" \
+        --repeats 9 --json "$out/$name.json"
+}
+
+"$mla" info >"$out/info.txt" 2>&1
+step tune 40 tune -o "$out/crossovers.txt" --json "$out/tune.json" --limit 40 \
+    --model deepseek-v3.2,glm-5 --cache bf16,fp8_ds_mla
+[ -s "$out/crossovers.txt" ] && export MLA_CROSSOVERS=$out/crossovers.txt
+sweep routes_serving 10 all
+step regret 17 tune --from "$out/crossovers.txt" --regret 200 --json "$out/regret.json" \
+    --model deepseek-v3.2,glm-5 --cache bf16,fp8_ds_mla
+sweep routes_16 11 all,indexer
+sweep routes_shared 3 masked-mha
+sweep routes_glm5 7 masked-mha,sparse-mqa,auto
+sweep routes_128 8 masked-mha,sparse-mqa,auto
+sweep routes_cache 4 masked-mha,sparse-mqa
+echo "$(($(date +%s) - start)) s in all"

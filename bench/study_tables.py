@@ -1,0 +1,266 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: Apache-2.0
+"""Writes the tables of docs/routing.md from bench/results: what stands between
+"<!-- begin NAME -->" and "<!-- end NAME -->" is replaced. bench/figures.sh runs it."""
+
+import json
+import math
+import pathlib
+import re
+import sys
+
+DEVICES = (("h100", "H100"), ("h200", "H200"))
+
+
+def load(results, device, name):
+    path = results / device / (name + ".json")
+    return json.loads(path.read_text()) if path.exists() else None
+
+
+def batch_of(row):
+    return re.search(r"batch=(\S+)", row["problem"]).group(1)
+
+
+def short(batch):
+    """Lengths of a batch in k where they are."""
+    return re.sub(
+        r"\d+",
+        lambda m: f"{int(m[0]) // 1024}k" if int(m[0]) >= 1024 and int(m[0]) % 1024 == 0 else m[0],
+        batch,
+    )
+
+
+def problems(data):
+    """{problem: {route: row}} in order."""
+    out = {}
+    for row in data["results"] if data else []:
+        out.setdefault(row["problem"], {})[row["route"]] = row
+    return out
+
+
+def us(value):
+    return f"{value:.0f}" if value >= 100 else f"{value:.1f}"
+
+
+def table(head, rows):
+    if not rows:
+        return ["(nothing in `bench/results`)"]
+    lines = ["| " + " | ".join(head) + " |", "| " + " | ".join("---" for _ in head) + " |"]
+    return lines + ["| " + " | ".join(str(c) for c in row) + " |" for row in rows]
+
+
+def crossing(points):
+    """Length from which the second time of (length, a, b) is below the first for good, or None."""
+    found = last = None
+    for x, masked, sparse in sorted(points):
+        now = math.log(sparse / masked)
+        if now >= 0:
+            found = None
+        elif found is None:
+            found = x
+            if last and last[1] > 0:
+                found = math.exp(
+                    math.log(last[0]) + math.log(x / last[0]) * last[1] / (last[1] - now)
+                )
+        last = (x, now)
+    return found
+
+
+def ranges(results):
+    out = []
+    for device, name in DEVICES:
+        path = results / device / "tune.txt"
+        if not path.exists():
+            continue
+        rows = [line.split() for line in path.read_text().splitlines() if line[:1].isalpha()]
+        rows = [r for r in rows if len(r) == 8 and r[1].isdigit()]
+        if rows:
+            out += [f"{name}:", ""]
+            out += table(
+                [
+                    "model",
+                    "heads",
+                    "cache",
+                    "no keys before",
+                    "behind 4k",
+                    "behind 16k",
+                    "behind 64k",
+                ],
+                [[r[0], r[1], r[3]] + [c.replace("-", " to ") for c in r[4:]] for r in rows],
+            )
+            out.append("")
+    return out[:-1] if out else table((), ())
+
+
+def crossings(results):
+    rows = []
+    for device, name in DEVICES:
+        sets = {}
+        for source in ("routes_16", "routes_128", "routes_cache"):
+            for routes in problems(load(results, device, source)).values():
+                if "masked-mha" not in routes or "sparse-mqa" not in routes:
+                    continue
+                r = routes["masked-mha"]
+                if r["requests"] == 1 and r["keys"] == r["query_tokens"]:
+                    key = (r["heads"], r["cache"], r["fill"])
+                    sets.setdefault(key, {})[r["query_tokens"]] = (
+                        r["median_us"],
+                        routes["sparse-mqa"]["median_us"],
+                    )
+        for (heads, cache, fill), points in sorted(sets.items(), reverse=True):
+            x = crossing([(n, a, b) for n, (a, b) in points.items()])
+            most = max(points)
+            rows.append([name, heads, cache, fill, f"{x:.0f}" if x else f"above {most}"])
+    return table(
+        ["device", "heads", "cache", "lists", "prefill from which sparse MQA is faster"], rows
+    )
+
+
+def parts(results):
+    rows = []
+    for device, name in DEVICES:
+        for routes in problems(load(results, device, "routes_16")).values():
+            for route in ("masked-mha", "sparse-mqa", "indexer"):
+                r = routes.get(route)
+                if (
+                    not r
+                    or r["fill"] != "normal"
+                    or r["query_tokens"] not in (1024, 4096, 16384, 32768, 65536)
+                ):
+                    continue
+                p = r["parts_us"]
+                rows.append(
+                    [
+                        name,
+                        f"{r['query_tokens'] // 1024}k",
+                        route,
+                        us(r["median_us"]),
+                        us(r["warm_us"]["median"]),
+                    ]
+                    + [
+                        us(p[k]) if k in p else ""
+                        for k in ("gather", "project", "mask", "attention")
+                    ]
+                )
+    return table(
+        [
+            "device",
+            "prefill",
+            "route",
+            "us, L2 flushed",
+            "us, back to back",
+            "gather",
+            "project",
+            "mask",
+            "attention",
+        ],
+        rows,
+    )
+
+
+def mixed(results):
+    rows = []
+    for device, name in DEVICES:
+        for routes in problems(load(results, device, "routes_serving")).values():
+            own = routes.get("auto")
+            if not own:
+                continue
+            t = own["median_us"]
+            cells = [
+                f"{routes[k]['median_us'] / t:.2f}" if k in routes else ""
+                for k in ("sparse-mqa", "masked-mha", "batch-wide")
+            ]
+            rows.append(
+                [name, own["heads"], own["fill"], f"`{short(batch_of(own))}`", us(t)] + cells
+            )
+    return table(
+        [
+            "device",
+            "heads",
+            "lists",
+            "batch",
+            "us, each its own",
+            "all sparse MQA",
+            "all masked MHA",
+            "batch-wide",
+        ],
+        rows,
+    )
+
+
+def shared(results):
+    rows = []
+    for device, name in DEVICES:
+        for routes in problems(load(results, device, "routes_shared")).values():
+            r = routes.get("masked-mha")
+            if r and r.get("unshared_us"):
+                rows.append(
+                    [
+                        name,
+                        r["heads"],
+                        f"`{short(batch_of(r))}`",
+                        us(r["unshared_us"]),
+                        us(r["shared_us"]),
+                        f"{100 * (1 - r['shared_us'] / r['unshared_us']):.1f} %",
+                    ]
+                )
+    return table(["device", "heads", "batch", "masked MHA, us", "lists shared, us", "saved"], rows)
+
+
+def regret(results):
+    rows = []
+    for device, name in DEVICES:
+        data = load(results, device, "regret")
+        if data:
+            r = data["regret"]
+            all_of = sorted(x["routed_us"] / x["best_us"] - 1 for x in r["rows"])
+            within = sum(x <= 0.10 for x in all_of)
+            rows.append(
+                [
+                    name,
+                    r["batches"],
+                    f"{100 * r['mean_regret']:.1f} %",
+                    f"{100 * r['worst_regret']:.1f} %",
+                    f"{within} of {len(all_of)}",
+                    f"{r['all_mqa_over_routed']:.2f}",
+                    f"{r['batch_wide_over_routed']:.2f}",
+                ]
+            )
+    return table(
+        [
+            "device",
+            "batches",
+            "regret, mean",
+            "worst",
+            "within 10 %",
+            "all sparse MQA",
+            "batch-wide",
+        ],
+        rows,
+    )
+
+
+def main():
+    page = pathlib.Path(sys.argv[1])
+    results = pathlib.Path(sys.argv[2])
+    text = page.read_text()
+    for name, make in (
+        ("ranges", ranges),
+        ("crossings", crossings),
+        ("parts", parts),
+        ("mixed", mixed),
+        ("shared", shared),
+        ("regret", regret),
+    ):
+        body = "\n".join(make(results))
+        text = re.sub(
+            f"<!-- begin {name} -->.*?<!-- end {name} -->",
+            lambda _: f"<!-- begin {name} -->\n{body}\n<!-- end {name} -->",
+            text,
+            flags=re.S,
+        )
+    page.write_text(text)
+
+
+if __name__ == "__main__":
+    main()
