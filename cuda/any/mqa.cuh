@@ -738,9 +738,7 @@ template <int ROWS, class T> static struct mla_mqa_tile tile_of_rows(int rope, b
 /* Every tile of one element type. */
 template <class T> static struct mla_mqa_tile tile_of(int rows, int rope, bool packed)
 {
-    return rows == 16   ? tile_of_rows<16, T>(rope, packed)
-           : rows == 32 ? tile_of_rows<32, T>(rope, packed)
-                        : tile_of_rows<64, T>(rope, packed);
+    return rows == 16 ? tile_of_rows<16, T>(rope, packed) : tile_of_rows<32, T>(rope, packed);
 }
 
 #endif

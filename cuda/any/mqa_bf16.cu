@@ -1,10 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* The tiles of mqa.cuh for bf16 queries. */
-#include "mqa.cuh"
+#include "mqa_wide.cuh"
 
 extern "C" struct mla_mqa_tile mla_mqa_tile_bf16(int rows, int rope_dim, bool packed)
 {
-    return tile_of<bf16>(rows, rope_dim, packed);
+    return rows == 64 ? wide_tile_of<bf16>(rope_dim, packed)
+                      : tile_of<bf16>(rows, rope_dim, packed);
 }
 
 MLA_MUTANT_SETTER(mqa_bf16)
