@@ -4,8 +4,9 @@
 
 extern "C" struct mla_mqa_tile mla_mqa_tile_bf16(int rows, int rope_dim, bool packed)
 {
-    return rows == 64 ? wide_tile_of<bf16>(rope_dim, packed)
-                      : tile_of<bf16>(rows, rope_dim, packed);
+    if (rows == 64 && !packed)
+        return rope_dim ? wide_entry<64, bf16>() : wide_entry<0, bf16>();
+    return tile_of<bf16>(rows, rope_dim, packed);
 }
 
 MLA_MUTANT_SETTER(mqa_bf16)

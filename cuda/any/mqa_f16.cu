@@ -4,5 +4,7 @@
 
 extern "C" struct mla_mqa_tile mla_mqa_tile_f16(int rows, int rope_dim, bool packed)
 {
-    return rows == 64 ? wide_tile_of<f16>(rope_dim, packed) : tile_of<f16>(rows, rope_dim, packed);
+    if (rows == 64 && !packed)
+        return rope_dim ? wide_entry<64, f16>() : wide_entry<0, f16>();
+    return tile_of<f16>(rows, rope_dim, packed);
 }
