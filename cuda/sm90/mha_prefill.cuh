@@ -300,19 +300,26 @@ template <class S> __device__ __forceinline__ struct tile_note read_tile(u32 sme
     return {ld_shared<uint4>(note), (int)rest.x, (int)rest.y, (int)rest.z};
 }
 
-/* Waits for the next work with a visible key; false at the end. Those without one are finished on
- * the way. Its note stays until the slot is released. */
+/* Is there another work, one with a visible key? Its note stays until the slot is released. */
+template <class S>
+__device__ __forceinline__ bool more_work(u32 smem, const struct ring<MHA_WORKS> &slot)
+{
+    const u32 note = smem + S::works_at + slot.stage * 32;
+    mbarrier_wait(smem + S::work_full + slot.stage * 8, slot.phase);
+    return ld_shared<int>(note) >= 0 && ld_shared<int>(note + 4 * WORK_ANY);
+}
+
+/* The same, where no other work is pending: those without a key are finished on the way. */
 template <class T, class S>
 __device__ __forceinline__ bool next_work(const struct mla_mha_sm90_args &args, u32 smem,
                                           struct ring<MHA_WORKS> *slot, int row)
 {
     for (;; slot->next()) {
         const u32 note = smem + S::works_at + slot->stage * 32;
-        mbarrier_wait(smem + S::work_full + slot->stage * 8, slot->phase);
+        if (more_work<S>(smem, *slot))
+            return true;
         if (ld_shared<int>(note) < 0)
             return false;
-        if (ld_shared<int>(note + 4 * WORK_ANY))
-            return true;
         const float top[2] = {-CUDART_INF_F, -CUDART_INF_F}, sum[2] = {};
         float none[S::D_V / 2] = {};
         finish<T, S>(args, note, none, top, sum, row);
@@ -358,7 +365,7 @@ __device__ __forceinline__ void attend_works(const struct mla_mha_sm90_args &arg
     u32 q_phase = 0;
     if (wg == 1)
         bar_arrive((int)other, 256);
-    if (next_work<T, S>(args, smem, &slot, row)) {
+    while (next_work<T, S>(args, smem, &slot, row)) {
         float o[S::D_V / 2], s[S::KEYS / 2];
         float top[2] = {-CUDART_INF_F, -CUDART_INF_F}, sum[2] = {0, 0}, shrink[2];
         u32 p[S::KEYS / 16][4], bits[S::CHUNKS] = {};
@@ -423,7 +430,7 @@ __device__ __forceinline__ void attend_works(const struct mla_mha_sm90_args &arg
             }
             /* The last P·V of this work and the first scores of the next. */
             slot.next();
-            if (!next_work<T, S>(args, smem, &slot, row))
+            if (!more_work<S>(smem, slot))
                 break;
             mbarrier_wait(smem + S::v_full + v.stage * 8, v.phase);
             __syncwarp();
@@ -472,7 +479,9 @@ __device__ __forceinline__ void attend_works(const struct mla_mha_sm90_args &arg
         wgmma_wait<0>();
         wgmma_bind(o);
         release(smem + S::v_free + v.stage * 8);
+        v.next();
         finish<T, S>(args, note, o, top, sum, row);
+        release(smem + S::work_free + (note - smem - S::works_at) / 4);
     }
     if (wg == 0)
         bar_sync((int)turn, 256); /* the other's last turn */
