@@ -4,13 +4,13 @@
  * max_logits. bf16 or f16 in, fp32 accumulation.
  *
  * Persistent blocks, one an SM, of three warpgroups. A work is 128 query rows of one head; its keys
- * come in tiles of KEYS. Works are sorted from the longest to the shortest inside groups of heads; a
- * block takes the next one when it comes to the end of its own (an atomic counter, unless all blocks
- * have two at most). Who computes a work does not change its result.
+ * come in tiles of KEYS. Works are sorted from the longest to the shortest inside groups of heads;
+ * a block takes the next one when it comes to the end of its own (an atomic counter, unless all
+ * blocks have two at most). Who computes a work does not change its result.
  *
  *   warpgroup  registers  duty
- *   0          40         warp 0: works, queries, keys and bits; warp 1: values, zeroed where nobody
- *                         in the work sees the key (mha_prefill_load.cuh)
+ *   0          40         warp 0: works, queries, keys and bits; warp 1: values, zeroed where
+ *                         nobody in the work sees the key (mha_prefill_load.cuh)
  *   1, 2       232        64 query rows each: scores, softmax, output
  *
  * Shared memory, bytes      192/128, KEYS 128   128/128, KEYS 128   256/256, KEYS 64
@@ -19,7 +19,8 @@
  *   V  two stages                       65536               65536              65536
  *   bits of the mask, two stages         4096                4096               2048
  *   tiles, works, barriers                1 KB                1 KB               1 KB
- * Q, K and V in boxes of 64 elements (128 bytes, swizzled) x rows. V is read as it lies: transposed.
+ * Q, K and V in boxes of 64 elements (128 bytes, swizzled) x rows. V is read as it lies:
+ * transposed.
  *
  *   barrier        count   arrives                         waits
  *   q_full[2]      1 + tx  load keys                       warpgroup 1, 2, once a work
@@ -37,7 +38,8 @@
  * A warpgroup issues S(i+1) = Q·K(i+1) and O += P(i)·V(i) together and does the softmax of i+1
  * while the latter runs; the two warpgroups take turns at issuing, so that one's softmax falls into
  * the other's products. Works follow each other without a gap: the last P·V of one is issued before
- * the first scores of the next (whose queries come while it runs), and O is written while these run:
+ * the first scores of the next (whose queries come while it runs), and O is written while these
+ * run:
  *
  *   1   S1 PV0 | softmax 1 ........ | S2 PV1 | softmax 2 .... | PV2 S0' | write O, softmax 0' | ...
  *   2 .......... | S1 PV0 | softmax 1 ........ | S2 PV1 | softmax 2 .... | PV2 S0' | ...
@@ -414,8 +416,8 @@ __device__ __forceinline__ void attend_works(const struct mla_mha_sm90_args &arg
                 k.next();
                 bool moved = weigh<S>(a, limit, tile, s, bits, top, sum, shrink, row);
                 wgmma_bind(s);
-                /* It has ended. Its branch keeps the wait for P·V, which ptxas moves to the start of
-                 * its basic block, behind the exponentials. */
+                /* It has ended. Its branch keeps the wait for P·V, which ptxas moves to the start
+                 * of its basic block, behind the exponentials. */
                 mbarrier_wait(smem + S::v_full + v.stage * 8, v.phase);
                 wgmma_wait<0>();
                 wgmma_bind(o);
