@@ -3,8 +3,8 @@
  * rows, their outputs compared (largest difference, values that are not finite), and both timed.
  * Events around one run, 256 MB written before each (past L2), median of 15 repetitions. FLOP: of
  * visible pairs, 2 · heads · (d_qk + d_v) each. Masked cases include what the rows make of lists or
- * bits before they attend; "with the mask at hand" is without it. Words on the command line keep the cases whose name holds one of them; "once" runs
- * the portable row a single time, untimed. */
+ * bits before they attend; "with the mask at hand" is without it. Words on the command line keep
+ * the cases whose name holds one of them; "once" runs the portable row a single time, untimed. */
 #include "bench/cuda_time.cuh"
 #include "device.h"
 #include "element.cuh"
@@ -50,8 +50,8 @@ __global__ void fill_lists(int32_t *lists, int64_t tokens, int topk, int bits)
     }
 }
 
-/* Random lists of a causal prefill: row i takes one key of each of topk equal parts of its i + 1, or
- * all of them, and -1 behind them. */
+/* Random lists of a causal prefill: row i takes one key of each of topk equal parts of its i + 1,
+ * or all of them, and -1 behind them. */
 __global__ void fill_causal_lists(int32_t *lists, int64_t rows, int topk)
 {
     for (int64_t i = (int64_t)blockIdx.x * blockDim.x + threadIdx.x; i < rows * topk;

@@ -18,9 +18,10 @@ struct mla_mha_maps {
     struct mla_tensor_map q, q_rope, k, k_rope, v;
 };
 
-/* box_rows: rows of a box of q (and q_rope), k (and k_rope) and v. Without rope every column is q's, those behind
- * the last too (TMA's zeros), so args->q_split grows past all of them. Maps that are never looked
- * at (q_rope without rope, k and v without keys) are q's. MLA_ERR_ARGUMENT where TMA can't read. */
+/* box_rows: rows of a box of q (and q_rope), k (and k_rope) and v. Without rope every column is
+ * q's, those behind the last too (TMA's zeros), so args->q_split grows past all of them. Maps that
+ * are never looked at (q_rope without rope, k and v without keys) are q's. MLA_ERR_ARGUMENT where
+ * TMA can't read. */
 mla_status mla_mha_set_maps(struct mla_mha_maps *maps, struct mla_mha_args *args,
                             const struct mla_mha_operands *operands, const int box_rows[3]);
 

@@ -47,13 +47,13 @@ struct mla_mha_engine {
     size_t most_shared; /* bytes of shared memory of a block; 0 = what the device has */
     bool ordered;       /* args.order is wanted */
     bool split_keys;    /* reads k_rope where it lies */
-    /* An engine may have an order of its own for a mask's bits, so many bytes of a query tile and 32
-     * keys, and a kernel that makes them and the columns (zero before; tiles of the pass). Words of
-     * a row are then a multiple of 4. */
+    /* An engine may have an order of its own for a mask's bits, so many bytes of a query tile and
+     * 32 keys, and a kernel that makes them and the columns (zero before; tiles of the pass). Words
+     * of a row are then a multiple of 4. */
     size_t mask_bytes;
     mla_status (*make_mask)(const struct mla_mask_args *args, int64_t tiles, void *stream);
     const void *(*mask_function)(void);
-    size_t mask_shared; /* its bytes of shared memory */
+    size_t mask_shared;   /* its bytes of shared memory */
     size_t scratch_bytes; /* of one launch, at most 256 */
     /* Launches the attention of one pass. The context's device is current; args hold everything but
      * what lies behind q, k and v, which operands describe. */

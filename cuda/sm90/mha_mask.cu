@@ -4,12 +4,12 @@
  *
  * 64 rows and 16 keys are 128 bytes, one for each thread of the warpgroup that scores them: with
  * i, half and e as in wgmma's fragments, bit 4 · i + 2 · half + e of thread (warp, lane) is row
- * 16 · warp + lane / 4 + 8 · half, key 8 · i + 2 · (lane % 4) + e. Chunks of a row block follow each
- * other, row blocks too: mask[(tile · 2 + block) · words · 2 + chunk].
+ * 16 · warp + lane / 4 + 8 · half, key 8 · i + 2 · (lane % 4) + e. Chunks of a row block follow
+ * each other, row blocks too: mask[(tile · 2 + block) · words · 2 + chunk].
  *
  * A block takes 64 rows and MASK_KEYS keys: 32 KB of bits in shared memory. A warp makes those of a
- * row in bytes, one a key, since plain stores are faster than atomics; where a row has more keys than
- * MASK_KEYS, its list is read once for every so many. Entries that are -1, out of range or in
+ * row in bytes, one a key, since plain stores are faster than atomics; where a row has more keys
+ * than MASK_KEYS, its list is read once for every so many. Entries that are -1, out of range or in
  * the causal future are ignored. Keys that no row of the block can reach are left unwritten but for
  * the union. */
 #include "mha_prefill.h"

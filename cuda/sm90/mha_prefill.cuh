@@ -4,13 +4,13 @@
  * max_logits. bf16 or f16 in, fp32 accumulation.
  *
  * Persistent blocks, one an SM, of three warpgroups. A work is 128 query rows of one head; its keys
- * come in tiles of KEYS. Works are sorted from the longest to the shortest inside groups of heads; a
- * block takes the next one when it comes to the end of its own (an atomic counter, unless all blocks
- * have two at most). Who computes a work does not change its result.
+ * come in tiles of KEYS. Works are sorted from the longest to the shortest inside groups of heads;
+ * a block takes the next one when it comes to the end of its own (an atomic counter, unless all
+ * blocks have two at most). Who computes a work does not change its result.
  *
  *   warpgroup  registers  duty
- *   0          40         warp 0: works, queries, keys and bits; warp 1: values, zeroed where nobody
- *                         in the work sees the key (mha_prefill_load.cuh)
+ *   0          40         warp 0: works, queries, keys and bits; warp 1: values, zeroed where
+ *                         nobody in the work sees the key (mha_prefill_load.cuh)
  *   1, 2       232        64 query rows each: scores, softmax, output
  *
  * Shared memory, bytes      192/128, KEYS 128   128/128, KEYS 128   256/256, KEYS 64
@@ -19,7 +19,8 @@
  *   V  two stages                       65536               65536              65536
  *   bits of the mask, two stages         4096                4096               2048
  *   tiles, works, barriers                1 KB                1 KB               1 KB
- * Q, K and V in boxes of 64 elements (128 bytes, swizzled) x rows. V is read as it lies: transposed.
+ * Q, K and V in boxes of 64 elements (128 bytes, swizzled) x rows. V is read as it lies:
+ * transposed.
  *
  *   barrier        count   arrives                         waits
  *   q_full[2]      1 + tx  load keys                       warpgroup 1, 2, once a work
@@ -37,7 +38,8 @@
  * A warpgroup issues S(i+1) = Q·K(i+1) and O += P(i)·V(i) together and does the softmax of i+1
  * while the latter runs; the two warpgroups take turns at issuing, so that one's softmax falls into
  * the other's products. Works follow each other without a gap: the last P·V of one is issued before
- * the first scores of the next (whose queries come while it runs), and O is written while these run:
+ * the first scores of the next (whose queries come while it runs), and O is written while these
+ * run:
  *
  *   1   S1 PV0 | softmax 1 ........ | S2 PV1 | softmax 2 .... | PV2 S0' | write O, softmax 0' | ...
  *   2 .......... | S1 PV0 | softmax 1 ........ | S2 PV1 | softmax 2 .... | PV2 S0' | ...
@@ -300,19 +302,26 @@ template <class S> __device__ __forceinline__ struct tile_note read_tile(u32 sme
     return {ld_shared<uint4>(note), (int)rest.x, (int)rest.y, (int)rest.z};
 }
 
-/* Waits for the next work with a visible key; false at the end. Those without one are finished on
- * the way. Its note stays until the slot is released. */
+/* Is there another work, one with a visible key? Its note stays until the slot is released. */
+template <class S>
+__device__ __forceinline__ bool more_work(u32 smem, const struct ring<MHA_WORKS> &slot)
+{
+    const u32 note = smem + S::works_at + slot.stage * 32;
+    mbarrier_wait(smem + S::work_full + slot.stage * 8, slot.phase);
+    return ld_shared<int>(note) >= 0 && ld_shared<int>(note + 4 * WORK_ANY);
+}
+
+/* The same, where no other work is pending: those without a key are finished on the way. */
 template <class T, class S>
 __device__ __forceinline__ bool next_work(const struct mla_mha_sm90_args &args, u32 smem,
                                           struct ring<MHA_WORKS> *slot, int row)
 {
     for (;; slot->next()) {
         const u32 note = smem + S::works_at + slot->stage * 32;
-        mbarrier_wait(smem + S::work_full + slot->stage * 8, slot->phase);
+        if (more_work<S>(smem, *slot))
+            return true;
         if (ld_shared<int>(note) < 0)
             return false;
-        if (ld_shared<int>(note + 4 * WORK_ANY))
-            return true;
         const float top[2] = {-CUDART_INF_F, -CUDART_INF_F}, sum[2] = {};
         float none[S::D_V / 2] = {};
         finish<T, S>(args, note, none, top, sum, row);
@@ -358,7 +367,7 @@ __device__ __forceinline__ void attend_works(const struct mla_mha_sm90_args &arg
     u32 q_phase = 0;
     if (wg == 1)
         bar_arrive((int)other, 256);
-    if (next_work<T, S>(args, smem, &slot, row)) {
+    while (next_work<T, S>(args, smem, &slot, row)) {
         float o[S::D_V / 2], s[S::KEYS / 2];
         float top[2] = {-CUDART_INF_F, -CUDART_INF_F}, sum[2] = {0, 0}, shrink[2];
         u32 p[S::KEYS / 16][4], bits[S::CHUNKS] = {};
@@ -407,8 +416,8 @@ __device__ __forceinline__ void attend_works(const struct mla_mha_sm90_args &arg
                 k.next();
                 bool moved = weigh<S>(a, limit, tile, s, bits, top, sum, shrink, row);
                 wgmma_bind(s);
-                /* It has ended. Its branch keeps the wait for P·V, which ptxas moves to the start of
-                 * its basic block, behind the exponentials. */
+                /* It has ended. Its branch keeps the wait for P·V, which ptxas moves to the start
+                 * of its basic block, behind the exponentials. */
                 mbarrier_wait(smem + S::v_full + v.stage * 8, v.phase);
                 wgmma_wait<0>();
                 wgmma_bind(o);
@@ -423,7 +432,7 @@ __device__ __forceinline__ void attend_works(const struct mla_mha_sm90_args &arg
             }
             /* The last P·V of this work and the first scores of the next. */
             slot.next();
-            if (!next_work<T, S>(args, smem, &slot, row))
+            if (!more_work<S>(smem, slot))
                 break;
             mbarrier_wait(smem + S::v_full + v.stage * 8, v.phase);
             __syncwarp();
@@ -472,7 +481,9 @@ __device__ __forceinline__ void attend_works(const struct mla_mha_sm90_args &arg
         wgmma_wait<0>();
         wgmma_bind(o);
         release(smem + S::v_free + v.stage * 8);
+        v.next();
         finish<T, S>(args, note, o, top, sum, row);
+        release(smem + S::work_free + (note - smem - S::works_at) / 4);
     }
     if (wg == 0)
         bar_sync((int)turn, 256); /* the other's last turn */

@@ -10,8 +10,7 @@
 extern "C" {
 #endif
 
-/* Query tiles of a head that follow each other share its keys in L2; so many heads at a time. */
-enum { MLA_MHA_SM90_HEADS = 16, MLA_MHA_SM90_ROWS = 128, MLA_MHA_SM90_WG_ROWS = 64 };
+enum { MLA_MHA_SM90_ROWS = 128, MLA_MHA_SM90_WG_ROWS = 64 };
 /* Keys that are skipped or not together, and bytes of their bits for 64 rows (mha_mask.cu). */
 enum { MLA_MHA_SM90_CHUNK = 16, MLA_MHA_SM90_CHUNK_BYTES = 128 };
 /* Blocks of the mask kernel: 64 rows of bits, so many keys at a time; a warp has a byte a key. */
@@ -27,7 +26,7 @@ struct mla_mha_sm90_args {
     struct mla_mha_maps chunks; /* of k and v, boxes of MLA_MHA_SM90_CHUNK rows */
     int32_t k_split;            /* columns of k from here on are k_rope's */
     int32_t works;              /* query tiles times heads */
-    int32_t group;              /* heads at a time */
+    int32_t group, last_group;  /* heads at a time; the first of those that come all at once */
     int32_t wide_stores;        /* rows of out are multiples of 16 bytes apart */
     uint32_t *counter;          /* works dealt beyond one a block, 0 before; or NULL */
 };

@@ -76,13 +76,13 @@ __device__ __forceinline__ struct work_rows find_rows(const struct mla_mha_sm90_
                                                       int index)
 {
     const struct mla_mha_args &a = args.a;
-    int group = index / (a.tiles * args.group);
-    int heads = min(args.group, a.heads - group * args.group);
-    index -= group * a.tiles * args.group;
+    int head = min(index / (a.tiles * args.group) * args.group, args.last_group);
+    int heads = head < args.last_group ? args.group : a.heads - head;
+    index -= head * a.tiles;
     struct mla_mha_place place = a.order[index / heads];
     const struct mla_mha_segment *s = &a.segments[place.segment];
     struct work_rows r;
-    r.head = group * args.group + index % heads;
+    r.head = head + index % heads;
     r.segment = s;
     r.tile = s->first_tile + place.tile;
     r.first = s->row0 + place.tile * MHA_ROWS;
