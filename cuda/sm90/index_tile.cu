@@ -11,8 +11,7 @@
  *
  * A tile is 8 query rows of 64 heads or 16 of 32, whose keys all warpgroups read from the same
  * stages. A warpgroup takes 128 keys in two products of 64 keys x 128 columns, 64 accumulators a
- * thread; of four warpgroups one multiplies while the others add up their heads: they take
- * turns.
+ * thread. They multiply in turns, one while the others add up their heads.
  *
  * Candidates. Each warp appends to a segment of its own: its place is a register.
  * Up to 4 K keys (and at least 2048) everything is appended. When a segment is nearly full, the
@@ -31,18 +30,18 @@
  *   total                         223296     of 232448
  *
  * Barriers (count)              arrives                         waits
- *   key full, per stage (4)     load warps, after their fence     math
+ *   key full, per stage (4)     load warps, after their fence   math
  *   key empty (16)              math warps, products complete   load
- *   named 1-4                   a warpgroup
- *   named 5-8, turns (256)      the warpgroup before              a warpgroup
+ *   named 1-4                   a warpgroup                     the same
+ *   named 5-8, turns (256)      the warpgroup before            a warpgroup
  *
  * Cycles of 128 keys for 8 rows of 64 heads (from instruction rates):
  *   wgmma    8 products x 256 = 2048
  *   SMEM     8 x (A 64 + B 128) = 1536
- *   max      128 x 512 at 64 a cycle = 1024; fma 512
- *   issue    8 x about 170 a scheduler = 1360
+ *   max and add  128 x 512, half of them each: 512 and 256; fma 512
+ *   issue    8 x about 230 a scheduler = 1840
  *   L2       16 KB: 8 bytes a cycle
- * The tensor cores bound it.
+ * The tensor cores bound it by a little.
  *
  * fp8 products: see index_logits.cu. */
 #include "index_tile.h"
@@ -87,8 +86,8 @@ static_assert(SELECT_SIZE >= KTH_BYTES && SELECT_SIZE >= SELECT_BYTES, "both sel
 static_assert(4 * MAP_WORDS <= QUERY_SIZE, "a bitmap where the queries were");
 } // namespace tile
 
-/* A row's candidates (any/list.cuh). It has a place in two buffers, `buffer` items apart, for K kept
- * items and then two segments of `length` in each. */
+/* A row's candidates (any/list.cuh). It has a place in two buffers, `buffer` items apart, for K
+ * kept items and then two segments of `length` in each. */
 struct row_items {
     uint64_t *p;
     u32 tally;
@@ -328,9 +327,9 @@ __device__ __forceinline__ void begin_tile(const struct index_launch &a, const s
     tile_queries(a, p, own, smem);
 }
 
-/* 64 keys x 128 columns, complete on return. The warpgroups take turns: left alone, the tensor cores
- * would work on the products of all four by turns and finish them together, and then stand still
- * while all four add up. The next one begins with the last quarter of this one's work. */
+/* 64 keys x 128 columns, complete on return. The warpgroups take turns: left alone, the tensor
+ * cores would work on the products of all four alternately and finish them together, and then stand
+ * still while all four add up. The next one begins with the last quarter of this one's work. */
 __device__ __forceinline__ void tile_multiply(float (&d)[COLUMNS / 2], u32 keys, u32 queries,
                                               int group)
 {
