@@ -120,8 +120,8 @@ static __device__ u32 find_bin(const TEAM &team, u32 need, u32 *above, u32 *coun
     return team.template get<u32>(KTH_BIN);
 }
 
-/* The k largest of a row's items are those above `last` and the `need` largest of [low, last], which
- * are LIST at most; or, if `all`, those from low on. */
+/* The k largest of a row's items are those above `last` and the `need` largest of [low, last],
+ * which are LIST at most; or, if `all`, those from low on. */
 struct kth_range {
     uint64_t low, last;
     u32 need;
