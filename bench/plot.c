@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Pictures of mla bench --routes: an HTML file that needs nothing else, single drawings as SVG, or a
- * PNG by gnuplot. */
+/* Pictures of mla bench --routes: an HTML file that needs nothing else, single drawings as SVG, or
+ * a PNG by gnuplot. */
 #include "chart.h"
 
 #include <errno.h>

@@ -3,9 +3,9 @@
  * mla_context_load_crossovers load, and routing reads; tables of some devices are built in
  * (common/crossovers).
  *
- * A curve holds one setting (heads, dims, cache format, q dtype, topk): for every route two grids over
- * (query tokens, keys before them), as rates, useful FLOP a second: of a request that is one more in
- * a batch which keeps the device busy, and of one alone. A batch takes on a route
+ * A curve holds one setting (heads, dims, cache format, q dtype, topk): for every route two grids
+ * over (query tokens, keys before them), as rates, useful FLOP a second: of a request that is one
+ * more in a batch which keeps the device busy, and of one alone. A batch takes on a route
  *     sum of (one more) + largest (alone - one more)
  * so that one request takes its time alone, and many the sum of what each adds. Between grid points
  * log(rate) is linear in log2(queries) and log2(keys + 64); beyond the grid it is held. Between
@@ -31,13 +31,13 @@ struct mla_route_curve {
 
 /* The problem that a curve speaks of, but for its lengths. */
 void mla_curve_problem(const struct mla_route_curve *curve, mla_problem *problem);
-/* Gives points without a time the rate between their measured neighbours in query tokens, or else of
- * the nearest one. False, with a sentence fragment in why, if a route has no time at all. */
+/* Gives points without a time the rate between their measured neighbours in query tokens, or else
+ * of the nearest one. False, with a sentence fragment in why, if a route has no time at all. */
 bool mla_curve_fill(struct mla_route_curve *curve, char *why, size_t bytes);
 
 /* Curves of the same dims (kv_lora_rank, qk_nope_dim, qk_rope_dim, v_dim) as the problem, those
- * nearest in q dtype, cache format and topk, in that order of weight: seconds of one more request by
- * a route, and what it takes longer alone. False if no curve has these dims. */
+ * nearest in q dtype, cache format and topk, in that order of weight: seconds of one more request
+ * by a route, and what it takes longer alone. False if no curve has these dims. */
 bool mla_curves_cost(const struct mla_route_table *table, const mla_problem *problem,
                      mla_route route, int64_t query_len, int64_t seq_len_kv, double *seconds,
                      double *overhead);
@@ -55,8 +55,8 @@ mla_status mla_crossovers_parse(const mla_context *context, const char *text,
 /* Texts of common/crossovers, NULL at the end. */
 extern const char *const mla_crossovers_built_in[];
 void mla_crossovers_free(struct mla_route_table *table);
-/* At the opening of a context: what MLA_CROSSOVERS names, if it is for this kind of backend, or else
- * the built-in table of this device, if there is one. MLA_CROSSOVERS set to nothing: none. */
+/* At the opening of a context: what MLA_CROSSOVERS names, if it is for this kind of backend, or
+ * else the built-in table of this device, if there is one. MLA_CROSSOVERS set to nothing: none. */
 mla_status mla_crossovers_find(mla_context *context);
 
 #endif

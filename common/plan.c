@@ -331,8 +331,8 @@ static mla_status group_requests(mla_plan *plan, const mla_plan_options *options
     return MLA_OK;
 }
 
-/* Jobs run one after another and may share memory. If places of their own cost little, they get them: what
- * a job makes of lists then outlives the run (mla_tensors.same_lists). */
+/* Jobs run one after another and may share memory. If places of their own cost little, they get
+ * them: what a job makes of lists then outlives the run (mla_tensors.same_lists). */
 static void place_jobs(mla_plan *plan, size_t limit)
 {
     const size_t little = (size_t)64 << 20;

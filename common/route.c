@@ -266,8 +266,8 @@ static void improve(struct mla_route_choice *choices, const bool *skip, int64_t 
     }
 }
 
-/* Each set of routes in turn, and from it one request at a time; the best stays in best[]. Batches of
- * many requests improve on the best set alone: what that costs grows with the square of n. */
+/* Each set of routes in turn, and from it one request at a time; the best stays in best[]. Batches
+ * of many requests improve on the best set alone: what that costs grows with the square of n. */
 static double settle(struct mla_route_choice *choices, const bool *skip, int64_t n, mla_route *best)
 {
     enum { FEW = 16, SOME = 64 };

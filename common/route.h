@@ -20,8 +20,8 @@ struct mla_route_table {
     const char *name;
     int64_t num_rows;
     const struct mla_route_rate *rows;
-    /* Of sparse MQA, where tile_heads > 0: FLOP, at rate 1, that take as long as gathering one byte of
-     * the cache, and query heads that a gathered row is multiplied with at a time. */
+    /* Of sparse MQA, where tile_heads > 0: FLOP, at rate 1, that take as long as gathering one byte
+     * of the cache, and query heads that a gathered row is multiplied with at a time. */
     double gather_flop;
     int64_t tile_heads;
     /* Measured times; they go before rows wherever one has the problem's dims. crossover.h */

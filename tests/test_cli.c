@@ -432,8 +432,8 @@ static const json_t *row_of(const json_t *rows, const char *route)
     return NULL;
 }
 
-/* Every admissible route, the library's own choice, and for a mixed batch the batch-wide rule; rows in
- * the order of the command line, whatever the order of measuring. */
+/* Every admissible route, the library's own choice, and for a mixed batch the batch-wide rule; rows
+ * in the order of the command line, whatever the order of measuring. */
 static void cli_bench_routes(void **state)
 {
     (void)state;

@@ -151,8 +151,8 @@ static void test_rates(void **state)
     assert_int_equal(choice.route, MLA_ROUTE_SPARSE_MQA);
 }
 
-/* On a GPU the gather counts: few heads make it the bound of sparse MQA, which moves the crossover up;
- * small records move it down again. */
+/* On a GPU the gather counts: few heads make it the bound of sparse MQA, which moves the crossover
+ * up; small records move it down again. */
 static void test_gather(void **state)
 {
     (void)state;

@@ -15,8 +15,8 @@
 
 /* ------------------------------------------------------------------ report */
 
-/* Between which numbers of query tokens, in steps of 1/64 octave, one more request behind so many keys
- * is faster by masked MHA than by sparse MQA: "from-to", "never", with + where the grid ends. */
+/* Between which numbers of query tokens, in steps of 1/64 octave, one more request behind so many
+ * keys is faster by masked MHA than by sparse MQA: "from-to" or "never", + where the grid ends. */
 static void masked_range(const struct mla_route_table *table, const struct mla_route_curve *c,
                          int64_t context, char *text, size_t bytes)
 {

@@ -130,8 +130,8 @@ void mla_text_close(FILE *text);
 double mla_seconds(void);
 /* "model name" of the processor. */
 const char *mla_cpu_name(void);
-/* Driver and clocks of a CUDA context's device as nvidia-smi tells them, in one line; "" if there is
- * none. */
+/* Driver and clocks of a CUDA context's device as nvidia-smi tells them, in one line; "" if there
+ * is none. */
 void mla_gpu_state(const mla_context *context, char *text, size_t bytes);
 
 #endif

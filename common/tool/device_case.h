@@ -14,8 +14,8 @@ struct mla_device_outputs {
     void *out, *lse, *max_logits;
 };
 
-/* Copies the inputs of k and allocates workspace and outputs for plan (NULL: neither), which runs on
- * device number `device`. MLA_ERR_MEMORY, MLA_ERR_CUDA. */
+/* Copies the inputs of k and allocates workspace and outputs for plan (NULL: neither), which runs
+ * on device number `device`. MLA_ERR_MEMORY, MLA_ERR_CUDA. */
 mla_status mla_device_case_open(int device, const mla_plan *plan, const struct mla_case *k,
                                 const struct mla_device_outputs *outputs,
                                 struct mla_device_case **out);

@@ -5,8 +5,8 @@
  * Values come from a small case of the generator (common/tool/case.h), repeated as often as a
  * tensor needs: every 256 query rows, 8 heads and 4096 keys the same numbers return, which no
  * kernel's time depends on. Top-k lists are the generator's own, never repeated: a row's list
- * depends on its position, so prefills, extends and decodes of any length take theirs from one table
- * by position. */
+ * depends on its position, so prefills, extends and decodes of any length take theirs from one
+ * table by position. */
 #ifndef MLA_TOOL_POOL_H
 #define MLA_TOOL_POOL_H
 

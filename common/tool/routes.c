@@ -97,8 +97,8 @@ static int runs_in(double time, double run, int64_t most)
     return n > FEWEST ? (int)n : most < FEWEST ? (int)most : FEWEST;
 }
 
-/* What the timer has taken, in about `time` seconds. Where that is hardly enough: three flushed runs
- * and the parts. */
+/* What the timer has taken, in about `time` seconds. Where that is hardly enough: three flushed
+ * runs and the parts. */
 static mla_status time_row(struct route_bench *b, double time, struct route_row *row, bool *tight)
 {
     double times[MLA_TIMER_RUNS];

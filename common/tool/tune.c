@@ -47,8 +47,8 @@ void mla_tune_problem(const struct tune *t, const struct tune_setting *s, int64_
              strstr(s->cache, "_ds_mla") ? " page=64" : "", topk ? " complete=1" : "");
 }
 
-/* Median time of `copies` equal requests by a route, of fewer runs where they are long; NaN where no
- * kernel takes it or memory does not suffice. */
+/* Median time of `copies` equal requests by a route, of fewer runs where they are long; NaN where
+ * no kernel takes it or memory does not suffice. */
 static mla_status time_copies(struct tune *t, const struct tune_setting *s, int64_t topk,
                               mla_route route, int64_t queries, int64_t context, int64_t copies,
                               double *seconds)
