@@ -32,10 +32,10 @@
  *   K rows, 32 x 1152, two stages; one                               73728; 36864
  *   raw records, 32 x 656                                                0; 20992
  *   partial scores, slots x ROWS x 128                          8192    16384     8192
- *   row factors, index of the request                             80      144      272
- * Q (ROWS x 1152) passes through the same memory at the start. At most 90256 of 101376 bytes.
+ *   row factors, places of two steps' keys, the block's work    1256     1320     1448
+ * Q (ROWS x 1152) passes through the same memory at the start. At most 91432 of 101376 bytes.
  * Registers: 128 a thread for 16 and 32 rows (two blocks an SM; sm_12x: 16 rows only), 255 for 64;
- * spills are listed in docs/performance.md.
+ * docs/kernel-table.md has them, and the spills.
  *
  * NaN. A key that the tile does not see is copied as zeros, and its score is -inf: what an
  * invisible slot holds reaches nothing. A key that one row of the tile sees is multiplied by P = 0
