@@ -415,9 +415,9 @@ static int tile_of(int64_t rows)
 
 /* Times of a tile over a list, on an H100, relative to each other (docs/performance.md: 16, 32 and
  * 64 heads): a tile takes as long for one row as for all. */
-static const int list_cost[TILES] = {177, 316, 540};
+static const int list_cost[TILES] = {181, 281, 474};
 
-/* Heads that fill no tile of 64 rows may take less time in smaller ones: 48 in three of 16, 96 in
+/* Heads that fill no tile of 64 rows may take less time in smaller ones: 80 and 96 in
  * three of 32. Packed caches are widened by each tile again, so they stay with few. */
 static int tile_of_list(const mla_problem *p)
 {

@@ -32,10 +32,10 @@
  *   K rows, 32 x 1152, two stages; one                               73728; 36864
  *   raw records, 32 x 656                                                0; 20992
  *   partial scores, slots x ROWS x 128                          8192    16384     8192
- *   row factors, index of the request                             80      144      272
- * Q (ROWS x 1152) passes through the same memory at the start. At most 90256 of 101376 bytes.
+ *   row factors, places of two steps' keys, the block's work    1256     1320     1448
+ * Q (ROWS x 1152) passes through the same memory at the start. At most 91432 of 101376 bytes.
  * Registers: 128 a thread for 16 and 32 rows (two blocks an SM; sm_12x: 16 rows only), 255 for 64;
- * spills are listed in docs/performance.md.
+ * docs/kernel-table.md has them, and the spills.
  *
  * NaN. A key that the tile does not see is copied as zeros, and its score is -inf: what an
  * invisible slot holds reaches nothing. A key that one row of the tile sees is multiplied by P = 0
@@ -84,6 +84,7 @@ template <int ROWS, int ROPE, bool PACKED> struct tile {
     static const bool swaps = ROWS == 64;
     static const int slots = swaps ? 1 : d_groups;
     static const int raw_at = stages * stage_bytes;
+    static const int widened = ROWS == 32 ? 2 : 4; /* 16-byte chunks a lane widens together */
     static const int scores_at = raw_at + (PACKED ? KEYS * RAW_PITCH : 0);
     static const int scores_end = scores_at + slots * ROWS * KEYS * 4;
     static const int q_bytes = ROWS * row_bytes; /* Q passes through at the start */
@@ -267,26 +268,48 @@ __device__ __forceinline__ void copy_step(const struct mla_mqa_args &a, const st
     }
 }
 
-/* Raw records of this warp's four keys to rows of T. */
-template <class S, class T> __device__ __forceinline__ void widen(int format, char *shared)
+/* Raw records of this warp's four keys to rows of T, S::widened chunks together: their loads do not
+ * wait for the stores of others. */
+template <class S, class T, int FORMAT> __device__ __forceinline__ void widen_format(char *shared)
 {
     int lane = threadIdx.x % 32, first = threadIdx.x / 32 * 4;
 #pragma unroll
-    for (int k = 0; k < 4; k++) {
-        int key = first + k;
+    for (int i = 0; i < 8; i += S::widened) {
+        uint4 out[S::widened];
 #pragma unroll
-        for (int h = 0; h < 2; h++) {
-            int chunk = h * 32 + lane;
-            *(uint4 *)(shared + key * S::row_bytes + ((chunk ^ (key & 7)) << 4)) =
-                dequant_chunk<T>(format, shared + S::raw_at + key * RAW_PITCH, chunk);
+        for (int j = 0; j < S::widened; j++)
+            out[j] =
+                dequant_chunk<T>(FORMAT, shared + S::raw_at + (first + (i + j) / 2) * RAW_PITCH,
+                                 (i + j) % 2 * 32 + lane);
+#pragma unroll
+        for (int j = 0; j < S::widened; j++) {
+            int key = first + (i + j) / 2, chunk = (i + j) % 2 * 32 + lane;
+            *(uint4 *)(shared + key * S::row_bytes + ((chunk ^ (key & 7)) << 4)) = out[j];
         }
     }
     if (S::row_bytes > 2 * MLA_MQA_LATENT) {
         int key = first + lane / 8, from = MUTANT(FP8_ROPE) && key ? key - 1 : key;
         *(uint4 *)(shared + key * S::row_bytes + 2 * MLA_MQA_LATENT +
                    ((lane % 8 ^ (key & 7)) << 4)) =
-            dequant_chunk<T>(format, shared + S::raw_at + from * RAW_PITCH,
+            dequant_chunk<T>(FORMAT, shared + S::raw_at + from * RAW_PITCH,
                              MLA_MQA_LATENT / 8 + lane % 8);
+    }
+}
+
+template <class S, class T> __device__ __forceinline__ void widen(int format, char *shared)
+{
+    switch (format) {
+    case MLA_CACHE_FP8_DS_MLA:
+        widen_format<S, T, MLA_CACHE_FP8_DS_MLA>(shared);
+        break;
+    case MLA_CACHE_MODEL1:
+        widen_format<S, T, MLA_CACHE_MODEL1>(shared);
+        break;
+    case MLA_CACHE_V41:
+        widen_format<S, T, MLA_CACHE_V41>(shared);
+        break;
+    default:
+        widen_format<S, T, MLA_CACHE_NVFP4_DS_MLA>(shared);
     }
 }
 
