@@ -24,7 +24,6 @@
  *   work_full[2]     1            gather                        1, 2
  *   work_free[2]     8            warps of 1, 2: are through    gather
  *   q_full           1 + tx       gather (TMA)                  1, 2
- *   q_free           8            warps of 1, 2: last scores    gather
  *   k_full[stage]    4 · blocks   gather warps of the cluster   1 or 2
  *   k_free[stage]    8 · blocks   warps of 1, 2 of the cluster  gather
  *   p_full[stage]    4            warps of 1 or 2               the other
@@ -92,7 +91,7 @@ template <int ROPE_> struct sparse_shape {
     static const u32 work_full = works_at + 2 * 48, work_free = work_full + 16,
                      k_full = work_free + 16, /* [stage][half], as the next */
         k_free = k_full + 16 * STAGES, seen = k_free + 16 * STAGES, p_full = seen + 8 * STAGES,
-                     q_full = p_full + 8 * STAGES, q_free = q_full + 8, shared_bytes = q_free + 8;
+                     q_full = p_full + 8 * STAGES, shared_bytes = q_full + 8;
     static_assert(ROPE == 0 || ROPE == 64, "rope 0 or 64");
     static_assert(shared_bytes <= 232448, "227 KB of shared memory a block");
 };
@@ -290,14 +289,12 @@ __device__ __forceinline__ void gather_works(const struct mla_sparse_sm90_args &
 /* The queries of the work in a slot of notes, if there is one; by a warp. */
 template <class S>
 __device__ __forceinline__ void load_queries(const struct mla_sparse_sm90_args &args, u32 smem,
-                                             struct ring<2> slot, u32 *phase)
+                                             struct ring<2> slot)
 {
     const u32 note = smem + S::works_at + slot.stage * 48;
     mbarrier_wait(smem + S::work_full + slot.stage * 8, slot.phase);
     if (ld_shared<int>(note) <= 0)
         return;
-    mbarrier_wait(smem + S::q_free, *phase ^ 1);
-    *phase ^= 1;
     if (elect_one()) {
         const int head0 = ld_shared<int>(note + 4), token = ld_shared<int>(note + 12);
         mbarrier_arrive_expect_tx(smem + S::q_full, S::q_bytes);
@@ -605,9 +602,8 @@ __device__ __forceinline__ void attend_works(const struct mla_sparse_sm90_args &
     struct sparse_rows r;
     r.phase = 0;
     const bool loads = warp_index() == 4;
-    u32 load_phase = 0;
     if (loads)
-        load_queries<S>(args, smem, slot, &load_phase);
+        load_queries<S>(args, smem, slot);
     for (;;) {
         mbarrier_wait(smem + S::work_full + slot.stage * 8, slot.phase);
         const int steps = ld_shared<int>(smem + S::works_at + slot.stage * 48);
@@ -624,11 +620,13 @@ __device__ __forceinline__ void attend_works(const struct mla_sparse_sm90_args &
             r.sum[half] = 0;
         }
         if (steps > 0) {
-            mbarrier_wait(smem + S::q_full, q_phase);
+            /* Who has no block of this work would come too late: the next queries may be there. */
+            if ((int)(wg ^ first) < steps)
+                mbarrier_wait(smem + S::q_full, q_phase);
             q_phase ^= 1;
-            if (steps == 1 && first != wg)
-                release(smem + S::q_free);
         }
+        struct ring<2> next = slot;
+        next.next();
         auto take_turn = [&](auto is_first, bool last) __attribute__((always_inline))
         {
             constexpr bool FIRST = decltype(is_first)::value;
@@ -649,8 +647,6 @@ __device__ __forceinline__ void attend_works(const struct mla_sparse_sm90_args &
             if (SPARSE_ORDER == 2 && !FIRST)
                 other_block();
             wait_keys<S>(smem, wg, 0, r.phase);
-            if (last && MLA_MUTANT == 6)
-                release(smem + S::q_free);
             issue_half_scores<T, S>(s, smem, wg, 0);
             if (SPARSE_ORDER == 2 && !FIRST) {
                 wgmma_wait<1>();
@@ -660,6 +656,8 @@ __device__ __forceinline__ void attend_works(const struct mla_sparse_sm90_args &
                 other_block();
             wait_keys<S>(smem, wg, 1, r.phase);
             issue_half_scores<T, S>(s, smem, wg, 1);
+            if (MLA_MUTANT == 6 && loads && last)
+                load_queries<S>(args, smem, next);
             if (SPARSE_ORDER == 0 && !FIRST) {
                 wgmma_wait<1>();
                 other_done();
@@ -671,8 +669,6 @@ __device__ __forceinline__ void attend_works(const struct mla_sparse_sm90_args &
                 wgmma_wait<0>();
             }
             wgmma_bind(s);
-            if (last && MLA_MUTANT != 6)
-                release(smem + S::q_free);
             weigh_block<T, S>(s, p, smem, wg, a.scale_log2, &r);
             if (!SPARSE_PFIRST)
                 publish_block<S>(p, smem, wg, row, r);
@@ -710,11 +706,8 @@ __device__ __forceinline__ void attend_works(const struct mla_sparse_sm90_args &
             other_phase ^= 1;
         }
         first ^= steps & 1;
-        if (loads) {
-            struct ring<2> next = slot;
-            next.next();
-            load_queries<S>(args, smem, next, &load_phase);
-        }
+        if (loads && MLA_MUTANT != 6) /* all scores are done: P of every block has been seen */
+            load_queries<S>(args, smem, next);
         const struct sparse_note n = read_note<S>(smem, slot.stage);
         end_rows<S>(a, n, smem, wg, row, slot.stage, &r);
         store_columns(args, n, wg, row, r.factor, o);
@@ -743,7 +736,6 @@ __global__ void __launch_bounds__(SPARSE_THREADS, 1)
             mbarrier_init(smem + S::k_free + i * 8, 4);
         }
         mbarrier_init(smem + S::q_full, 1);
-        mbarrier_init(smem + S::q_free, 8);
         fence_mbarrier_init();
     }
     __syncthreads();
