@@ -71,7 +71,7 @@
 #define SPARSE_EARLY 1
 #endif
 #ifndef SPARSE_OWN2
-#define SPARSE_OWN2 1
+#define SPARSE_OWN2 0
 #endif
 
 static const int SPARSE_THREADS = 384, KEYS = MLA_SPARSE_SM90_KEYS, HEADS = MLA_SPARSE_SM90_HEADS;
@@ -564,55 +564,65 @@ __device__ __forceinline__ void read_block(u32 smem, u32 stage, u32 phase, int r
     }
 }
 
-/* This warpgroup's 256 columns of the rows that exist, times their factors. */
+/* This warpgroup's 256 columns of two rows, times their factors, 16 bytes at a time. */
+template <class X>
+__device__ __forceinline__ void store_wide(char *const (&to)[2], const bool (&there)[2],
+                                           const float (&factors)[2], const float (&o)[128])
+{
+#pragma unroll
+    for (int j = 0; j < 8; j++) {
+#pragma unroll
+        for (int half = 0; half < 2; half++) {
+            u32 two[4];
+#pragma unroll
+            for (int i = 0; i < 4; i++)
+                two[i] = X::pack(o[(j * 4 + i) * 4 + half * 2] * factors[half],
+                                 o[(j * 4 + i) * 4 + half * 2 + 1] * factors[half]);
+            uint4 piece = transpose_quad(two[0], two[1], two[2], two[3]);
+            if (there[half])
+                *(uint4 *)(to[half] + j * 64) = piece;
+        }
+    }
+}
+
+/* The same of the rows that exist, in any type. */
 __device__ __forceinline__ void store_columns(const struct mla_sparse_sm90_args &args,
                                               const struct sparse_note &n, int wg, int row0,
                                               const float (&factors)[2], float (&o)[128])
 {
     const struct mla_mqa_args &a = args.a;
     const int t = threadIdx.x & 3;
+    const bool there[2] = {row0 < n.rows, row0 + 8 < n.rows};
     if (__any_sync(~0u, factors[0] == 0 || factors[1] == 0)) { /* zeros, whatever o holds */
 #pragma unroll
         for (int i = 0; i < 128; i++)
             o[i] = factors[i >> 1 & 1] == 0 ? 0 : o[i];
     }
+    int64_t column[2]; /* this warpgroup's first one of a row */
 #pragma unroll
     for (int half = 0; half < 2; half++) {
         const int row = row0 + half * 8;
-        const bool there = row < n.rows;
-        const float factor = factors[half];
-        const int64_t to =
-            n.split ? (n.part + row) * MLA_MQA_LATENT
-                    : (int64_t)n.token * a.out_stride[0] + (n.head0 + row) * a.out_stride[1];
+        column[half] = wg * 256 + (n.split ? (n.part + row) * MLA_MQA_LATENT
+                                           : (int64_t)n.token * a.out_stride[0] +
+                                                 (n.head0 + row) * a.out_stride[1]);
+    }
+    if (!n.split && a.out_dtype != MLA_F32 && args.wide_stores) {
+        char *const to[2] = {a.out + (column[0] + t * 8) * 2, a.out + (column[1] + t * 8) * 2};
+        if (a.out_dtype == MLA_BF16)
+            store_wide<bf16>(to, there, factors, o);
+        else
+            store_wide<f16>(to, there, factors, o);
+        return;
+    }
 #pragma unroll
-        for (int j = 0; j < 8; j++) {
-            float x[4][2];
-#pragma unroll
-            for (int i = 0; i < 4; i++)
-#pragma unroll
-                for (int e = 0; e < 2; e++)
-                    x[i][e] = o[(j * 4 + i) * 4 + half * 2 + e] * factor;
-            const int64_t column = to + wg * 256 + j * 32;
-            if (n.split || a.out_dtype == MLA_F32 || !args.wide_stores) {
-#pragma unroll
-                for (int i = 0; i < 4; i++) {
-                    const int64_t at = column + i * 8 + t * 2;
-                    if (there && n.split)
-                        *(float2 *)(a.part_out + at) = make_float2(x[i][0], x[i][1]);
-                    else if (there)
-                        store_pair(a.out_dtype, a.out, at, x[i][0], x[i][1]);
-                }
-                continue;
-            }
-            u32 two[4];
-#pragma unroll
-            for (int i = 0; i < 4; i++)
-                two[i] = a.out_dtype == MLA_BF16 ? cvt_rn_bf16x2_f32(x[i][0], x[i][1])
-                                                 : cvt_rn_f16x2_f32(x[i][0], x[i][1]);
-            uint4 piece = transpose_quad(two[0], two[1], two[2], two[3]);
-            if (there)
-                *(uint4 *)(a.out + (column + t * 8) * 2) = piece;
-        }
+    for (int i = 0; i < 64; i++) {
+        const int half = i & 1;
+        const int64_t at = column[half] + i / 2 * 8 + t * 2;
+        const float x = o[i * 2] * factors[half], y = o[i * 2 + 1] * factors[half];
+        if (there[half] && n.split)
+            *(float2 *)(a.part_out + at) = make_float2(x, y);
+        else if (there[half])
+            store_pair(a.out_dtype, a.out, at, x, y);
     }
 }
 
