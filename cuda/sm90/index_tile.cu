@@ -11,7 +11,8 @@
  *
  * A tile is 8 query rows of 64 heads or 16 of 32, whose keys all warpgroups read from the same
  * stages. A warpgroup takes 128 keys in two products of 64 keys x 128 columns, 64 accumulators a
- * thread. They multiply in turns, one while the others add up their heads.
+ * thread; while one multiplies, others add up their heads. A warpgroup waits for another one only
+ * where it is ahead by all stages.
  *
  * Candidates. Each warp appends to a segment of its own: its place is a register.
  * Up to 4 K keys (and at least 2048) everything is appended. When a segment is nearly full, the
@@ -33,7 +34,6 @@
  *   key full, per stage (4)     load warps, after their fence   math
  *   key empty (16)              math warps, products complete   load
  *   named 1-4                   a warpgroup                     the same
- *   named 5-8, turns (256)      the warpgroup before            a warpgroup
  *
  * Cycles of 128 keys for 8 rows of 64 heads (from instruction rates):
  *   wgmma    8 products x 256 = 2048
@@ -56,7 +56,6 @@ static const int TILE_THREADS = 640, LOAD_WARP = 16;
 static const int TILE_MATH = 112, TILE_LOAD = 32;
 static_assert(4 * TILE_MATH + TILE_LOAD <= 5 * 96, "registers that a launch of 640 threads gives");
 static const int COLUMNS = 128; /* of a warpgroup */
-static const int TURN = 5;      /* named barriers: a warpgroup may multiply */
 
 static const int SEGMENTS = 4, PIECES = SEGMENTS + 1;
 
@@ -327,26 +326,18 @@ __device__ __forceinline__ void begin_tile(const struct index_launch &a, const s
     tile_queries(a, p, own, smem);
 }
 
-/* 64 keys x 128 columns, complete on return. The warpgroups take turns: left alone, the tensor
- * cores would work on the products of all four alternately and finish them together, and then stand
- * still while all four add up. The next one begins with the last quarter of this one's work. */
-__device__ __forceinline__ void tile_multiply(float (&d)[COLUMNS / 2], u32 keys, u32 queries,
-                                              int group)
+/* 64 keys x 128 columns, complete on return. */
+__device__ __forceinline__ void tile_multiply(float (&d)[COLUMNS / 2], u32 keys, u32 queries)
 {
     u64 k = wgmma_desc(keys, 0, 1024, 128), q = wgmma_desc(queries, 0, 1024, 128);
-    bar_sync(TURN + group, 2 * TEAM);
     wgmma_bind(d);
     if (MLA_MUTANT != 35)
         wgmma_fence();
 #pragma unroll
-    for (int i = 0; i < DIM / 32; i++) {
+    for (int i = 0; i < DIM / 32; i++)
         wgmma_ss<e4m3, COLUMNS>(d, desc_advance(k, 32 * i), desc_advance(q, 32 * i),
                                 i > 0 || MLA_MUTANT == 36);
-        if (i >= DIM / 32 - 2)
-            wgmma_commit();
-    }
-    wgmma_wait<1>();
-    bar_arrive(TURN + (group + 1) % 4, 2 * TEAM);
+    wgmma_commit();
     if (MLA_MUTANT != 37)
         wgmma_wait<0>();
     wgmma_bind(d);
@@ -535,8 +526,6 @@ __device__ __forceinline__ void tile_math_role(const struct index_launch &a, u32
     u32 queries = smem + tile::QUERY + p.group * tile::QUERY_SIZE;
     u32 others = smem + tile::WEIGHT + tile::WEIGHT_SIZE * p.group + 80 * (lane % 4);
     ring<tile::STAGES> at;
-    if (p.group == 3)
-        bar_arrive(TURN, 2 * TEAM);
     for (int task = blockIdx.x; task < a.tiles * a.parts; task += gridDim.x) {
         struct work w = find_work(a, task);
         float weights[part<HP>::KEPT_WEIGHTS];
@@ -547,9 +536,9 @@ __device__ __forceinline__ void tile_math_role(const struct index_launch &a, u32
             float d[COLUMNS / 2], sums[part<HP>::ROWS][4];
             u32 keys = smem + tile::KEY + at.stage * tile::KEY_SIZE;
             mbarrier_wait(smem + tile::KEY_FULL + 8 * at.stage, at.phase);
-            tile_multiply(d, keys, queries, p.group);
+            tile_multiply(d, keys, queries);
             tile_sums<HP>(d, weights, others, 0, sums);
-            tile_multiply(d, keys + 64 * 128, queries, p.group);
+            tile_multiply(d, keys + 64 * 128, queries);
             uint2 v = ld_shared<uint2>(smem + tile::SCALE + (at.stage * KEYS + key) * 8);
             __syncwarp(); /* the keys have been read */
             if (lane == 0)
@@ -571,8 +560,6 @@ __device__ __forceinline__ void tile_math_role(const struct index_launch &a, u32
         if (!LOGITS || a.k_list)
             tile_lists<part<HP>::ROWS>(a, smem, p.group, w.t0, w.rows);
     }
-    if (p.group == 0)
-        bar_sync(TURN, 2 * TEAM); /* the last one's signal */
 }
 
 template <int HP, bool LOGITS>
