@@ -61,7 +61,7 @@ table() {
             }
         }' | c++filt |
         # Arguments and type of result say nothing.
-        sed -E 's/ (void )?([a-z_0-9]+(<[^>]*>)?)\([^|]*\) \|/ `\2` |/'
+        sed -E 's/\| (void )?([^|`(]+)\([^|]*\) \|/| `\2` |/'
 }
 
 if [ $# -gt 0 ]; then

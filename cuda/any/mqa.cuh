@@ -34,7 +34,7 @@
  *   partial scores, slots x ROWS x 128                          8192    16384     8192
  *   row factors, places of two steps' keys, the block's work    1256     1320     1448
  * Q (ROWS x 1152) passes through the same memory at the start. At most 91432 of 101376 bytes.
- * Registers: 128 a thread for 16 and 32 rows (two blocks an SM; sm_12x: 16 rows only), 255 for 64;
+ * Registers: 128 a thread for 16 and 32 rows (two blocks an SM; sm_12x has room for one), 255 for 64;
  * docs/kernel-table.md has them, and the spills.
  *
  * NaN. A key that the tile does not see is copied as zeros, and its score is -inf: what an
@@ -63,7 +63,7 @@ static const int RAW_PITCH = FP8_ROW_BYTES;              /* the longest record *
 static const int MAX_SHARED = 101376;
 /* Two blocks of these tiles share an SM; sm_12x has room for one, which then has all registers. */
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1200
-static const int MOST_ROWS_OF_TWO_BLOCKS = 16;
+static const int MOST_ROWS_OF_TWO_BLOCKS = 0;
 #else
 static const int MOST_ROWS_OF_TWO_BLOCKS = 32;
 #endif
