@@ -218,7 +218,9 @@ bool model_launch_run(const struct model_kernel *kernel, const struct model_laun
     snprintf(which, sizeof which, "%s %s", kernel->file, kernel->name);
     model_mutant_select(which);
     model_counts_begin();
-    model_timeline_begin();
+    char name[512];
+    kernel_name(kernel, name, sizeof name);
+    model_timeline_begin(name);
     model_running_kernel = kernel;
     running_args = args;
     blockDim = l->block;
@@ -250,8 +252,7 @@ bool model_launch_run(const struct model_kernel *kernel, const struct model_laun
     for (uint64_t i = 0; i < clusters; i++)
         if (!run_cluster(l, (first + i % clusters * (stride % clusters)) % clusters))
             return false;
-    kernel_name(kernel, which, sizeof which);
-    model_counts_end(which, clusters * (uint64_t)size);
-    model_timeline_end(which, clusters, size);
+    model_counts_end(name, clusters * (uint64_t)size);
+    model_timeline_end(name, clusters, size);
     return true;
 }

@@ -655,6 +655,7 @@ static struct saved {
     struct trace_event *first[];
 } * saved_first, *saved_last;
 static double saved_copied, saved_far;
+static char kernel_played[512];
 
 static void set_up(const struct saved *c)
 {
@@ -788,6 +789,8 @@ static void play(const struct saved *c)
 
 static void play_saved(void)
 {
+    if (sums.num_clusters == 0)
+        model_weights_read(kernel_played);
     far_part = saved_copied > 0 ? saved_far / saved_copied : 0;
     far_part = far_part > 1 ? 1 : far_part;
     for (const struct saved *c = saved_first; c != NULL; c = c->next)
@@ -823,8 +826,9 @@ void model_timeline_cluster(void)
 
 /* ------------------------------------------------------------------ the table */
 
-void model_timeline_begin(void)
+void model_timeline_begin(const char *kernel)
 {
+    snprintf(kernel_played, sizeof kernel_played, "%s", kernel);
     double *kept = sums.cluster_clocks;
     int room = sums.room_clusters;
     memset(&sums, 0, sizeof sums);
@@ -898,9 +902,10 @@ static void table(FILE *f, const char *kernel, uint64_t clusters, int blocks)
     int most = 0;
     fprintf(f,
             "timeline of %s\nrates of %s at %.3f GHz; %llu clusters of %d blocks, a block an SM; "
-            "%s\n",
+            "%s, in front of %.0f %% of the events\n",
             kernel, rates->name, rates->ghz, (unsigned long long)clusters, blocks,
-            model_weights_source());
+            model_weights_source(),
+            sums.events ? 100 * (double)sums.weighted / (double)sums.events : 0);
     fprintf(f, "cluster: mean %.0f clocks, longest %.0f; launch on %d SMs %.0f clocks, %.1f us\n",
             sums.clocks / blocks / sums.num_clusters, sums.longest, model_device.processors, launch,
             launch / rates->ghz / 1e3);

@@ -38,7 +38,7 @@ struct timeline_picture {
     const char *roles[MODEL_MAX_CLUSTER * 32];
 };
 
-void model_timeline_begin(void);
+void model_timeline_begin(const char *kernel);
 /* After a cluster has run. */
 void model_timeline_cluster(void);
 void model_timeline_end(const char *kernel, uint64_t clusters, int blocks);
