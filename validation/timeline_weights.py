@@ -14,7 +14,8 @@ or cloned code) the mean counts. Left out are: blocks without events that a bran
 they are short; the slow ways of waits and of divergent shuffles; code behind calls.
 
 A line of FILE: "file:line kind issue fma fma2 alu mufu load", the instructions of a warp; kinds and
-pipes are those of cuda/model/trace.h. "kernel NAME" begins a kernel, "source FILE CRC32" says what
+pipes are those of cuda/model/trace.h; load counts loads from global memory in units of 512 bytes a
+warp (16 a lane). "kernel NAME" begins a kernel, "source FILE CRC32" says what
 it was made from.
 """
 import argparse
@@ -166,6 +167,10 @@ def weights(code):
             continue
         if not i.event:
             pending[pipe_of(i.opcode)] += 1
+            if pipe_of(i.opcode) == "load":
+                pending["issue"] += 1
+                pending["load"] += -1 + (1 if ".128" in i.opcode else .5 if ".64" in i.opcode
+                                         else 2 if ".256" in i.opcode else .25)
             if i.opcode in ("EXIT", "RET") and not i.predicate:
                 pending.clear()
             continue
@@ -189,6 +194,7 @@ def main():
     parser.add_argument("-o", required=True)
     parser.add_argument("--arch", required=True)
     parser.add_argument("--disassembly", help="text that nvdisasm -gi -c made, instead of compiling")
+    parser.add_argument("--only", default="", help="kernels whose name this pattern finds")
     parser.add_argument("sources", nargs="+")
     args = parser.parse_args()
     disassembler = os.environ.get("NVDISASM", "nvdisasm")
@@ -214,6 +220,8 @@ def main():
                 if c == "(" and depth == 0:
                     cut = at
                     break
+            if not re.search(args.only, pretty):
+                continue
             for i in body:
                 for path, _ in i.frames:
                     if "/cuda/" in path and "/targets/" not in path:

@@ -18,9 +18,10 @@ struct model_rates {
     double near; /* from L2 to an SM, all SMs asking */
     double far;  /* an SM's share of HBM */
     double warp; /* clocks between two instructions of one warp, dependences included */
+    double box;  /* a thread's next tensor copy comes so much later */
     /* latencies */
     double ld, shuffle, vote, tmem, tensor, commit, arrive, remote, wake, bar, near_wait, far_wait,
-        atomic, fence;
+        atomic, fence, load;
 };
 
 static const struct model_rates model_rates[] = {
@@ -39,6 +40,7 @@ static const struct model_rates model_rates[] = {
      .near = 35,
      .far = 13.2,
      .warp = 1.25,
+     .box = 48,
      .ld = 29,
      .shuffle = 24,
      .vote = 12,
@@ -52,7 +54,8 @@ static const struct model_rates model_rates[] = {
      .near_wait = 550,
      .far_wait = 900,
      .atomic = 700,
-     .fence = 8},
+     .fence = 8,
+     .load = 400},
     {.sm = 100,
      .name = "B200",
      .processors = 148,
@@ -68,6 +71,7 @@ static const struct model_rates model_rates[] = {
      .near = 40,
      .far = 29.2,
      .warp = 1.25,
+     .box = 48,
      .ld = 29,
      .shuffle = 24,
      .vote = 12,
@@ -81,7 +85,8 @@ static const struct model_rates model_rates[] = {
      .near_wait = 600,
      .far_wait = 1000,
      .atomic = 700,
-     .fence = 8},
+     .fence = 8,
+     .load = 400},
 };
 
 #endif

@@ -42,7 +42,8 @@ struct line { /* work in order: of the tensor core or the copy engine */
 
 struct sm {
     struct line lines[LANES_OF_SM];
-    double port; /* the port of shared memory is free from then on */
+    double port;  /* the port of shared memory is free from then on */
+    double loads; /* likewise the way of plain loads */
     double issue[SCHEDULERS], fma[SCHEDULERS], alu[SCHEDULERS], mufu[SCHEDULERS], tmem[SCHEDULERS];
     double busy[ENGINES];
 };
@@ -62,7 +63,7 @@ struct player { /* a warp */
     int pieces;
     double ready; /* of results the next different event needs */
     double since; /* when it began to wait */
-    double tmem_ld, tmem_st, copied;
+    double tmem_ld, tmem_st, copied, loaded;
     struct group_count wgmma, bulk, async;
     struct group_count *waits; /* for one of these */
 };
@@ -458,7 +459,7 @@ static double piece(struct player *p)
         share[i] = (double)p->work[i] / left;
         p->work[i] -= (uint32_t)(share[i] + 0.5);
         share[i] = (uint32_t)(share[i] + 0.5);
-        issued += share[i];
+        issued += i == PIPE_LOAD ? 0 : share[i];
     }
     struct {
         double *pipe, clocks;
@@ -479,7 +480,20 @@ static double piece(struct player *p)
         end = end > *use[i].pipe ? end : *use[i].pipe;
     }
     double alone = now + issued * rates->warp;
-    return end > alone ? end : alone;
+    end = end > alone ? end : alone;
+    if (share[PIPE_LOAD] > 0) { /* bound by the SM's way to L2; the copy engine has the same */
+        double bytes = 512 * share[PIPE_LOAD], near = bytes / rates->near,
+               far = bytes * far_part / rates->far, from = s->loads > now ? s->loads : now;
+        near = near > far ? near : far;
+        s->loads = from + near;
+        engine_busy(p->block, ENGINE_COPY, from, near, 1);
+        role_of(p->ev->role)->copied += bytes;
+        end = end > s->loads - rates->load ? end : s->loads - rates->load;
+        p->loaded = s->loads + rates->load;
+    }
+    if (left == 1 && p->loaded > end)
+        end = p->loaded;
+    return end;
 }
 
 static void prepare(struct player *p)
@@ -495,9 +509,11 @@ static void prepare(struct player *p)
     else
         p->work[PIPE_ISSUE] += 2; /* an address, a loop */
     for (int i = 0; i < PIPES; i++) {
-        all += p->work[i];
+        all += i == PIPE_LOAD ? 0 : p->work[i];
         role->work[i] += p->work[i];
     }
+    if (all == 0 && p->work[PIPE_LOAD])
+        all = 1;
     p->pieces = (int)((all + PIECE - 1) / PIECE);
 }
 
@@ -604,7 +620,7 @@ static double perform(struct player *p)
         else if (ev->kind == TRACE_COPY_OUT)
             p->bulk.issued++;
         submit(p, SCHEDULERS + 1);
-        return now + 4;
+        return now + (ev->kind == TRACE_ASYNC ? 4 : rates->box);
     case TRACE_BULK_COMMIT:
         close_group(&p->bulk);
         return now + 2;
@@ -793,6 +809,9 @@ static void play_saved(void)
         model_weights_read(kernel_played);
     far_part = saved_copied > 0 ? saved_far / saved_copied : 0;
     far_part = far_part > 1 ? 1 : far_part;
+    const char *text = getenv("MLA_MODEL_TIMELINE_FAR");
+    if (text != NULL && *text != '\0')
+        far_part = atof(text);
     for (const struct saved *c = saved_first; c != NULL; c = c->next)
         play(c);
     saved_first = saved_last = NULL;
@@ -906,9 +925,11 @@ static void table(FILE *f, const char *kernel, uint64_t clusters, int blocks)
             kernel, rates->name, rates->ghz, (unsigned long long)clusters, blocks,
             model_weights_source(),
             sums.events ? 100 * (double)sums.weighted / (double)sums.events : 0);
-    fprintf(f, "cluster: mean %.0f clocks, longest %.0f; launch on %d SMs %.0f clocks, %.1f us\n",
+    fprintf(f,
+            "cluster: mean %.0f clocks, longest %.0f; launch on %d SMs %.0f clocks, %.1f us; "
+            "%.0f %% of what is copied in comes from HBM\n",
             sums.clocks / blocks / sums.num_clusters, sums.longest, model_device.processors, launch,
-            launch / rates->ghz / 1e3);
+            launch / rates->ghz / 1e3, 100 * far_part);
     fprintf(f, "%-18s %14s %7s\n", "engine", "busy clocks", "busy");
     for (int e = 0; e < ENGINES; e++) {
         fprintf(f, "%-18s %14.0f %6.1f%%\n", model_engine_names[e], sums.busy[e],
@@ -928,7 +949,7 @@ static void table(FILE *f, const char *kernel, uint64_t clusters, int blocks)
     for (int i = 0; i < sums.num_roles; i++) {
         const struct role_sums *r = &sums.roles[i];
         double time = r->working + r->waiting, issue = 0;
-        for (int k = 0; k < PIPES; k++)
+        for (int k = 0; k < PIPE_LOAD; k++)
             issue += r->work[k];
         fprintf(f,
                 "%-12s %5.0f %5.0f%% %5.0f%% %9.3g %9.3g %9.3g %9.3g %9.3g %9.3g %9.3g %8.2g %9.3g "

@@ -49,7 +49,15 @@ enum trace_kind {
 };
 
 /* Plain instructions, by the pipe they take. */
-enum trace_pipe { PIPE_ISSUE, PIPE_FMA, PIPE_FMA2, PIPE_ALU, PIPE_MUFU, PIPE_LOAD, PIPES };
+enum trace_pipe {
+    PIPE_ISSUE,
+    PIPE_FMA,
+    PIPE_FMA2,
+    PIPE_ALU,
+    PIPE_MUFU,
+    PIPE_LOAD, /* from global memory: 512 bytes a warp; no issue slot of its own */
+    PIPES
+};
 
 struct trace_arrival {
     uint32_t phase, count;
