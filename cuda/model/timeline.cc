@@ -845,6 +845,38 @@ void model_timeline_cluster(void)
 
 /* ------------------------------------------------------------------ the table */
 
+/* MLA_MODEL_RATES=name=value,...: what if. */
+static struct model_rates changed_rates;
+static void change_rates(void)
+{
+#define RATE(name)                                                                                 \
+    {                                                                                              \
+#name, &changed_rates.name                                                                 \
+    }
+    static const struct {
+        const char *name;
+        double *value;
+    } names[] = {RATE(ghz),    RATE(fma),       RATE(fma2),     RATE(alu),      RATE(mufu),
+                 RATE(shared), RATE(tmem_ld),   RATE(tmem_st),  RATE(near),     RATE(far),
+                 RATE(warp),   RATE(box),       RATE(ld),       RATE(shuffle),  RATE(vote),
+                 RATE(tmem),   RATE(tensor),    RATE(commit),   RATE(arrive),   RATE(remote),
+                 RATE(wake),   RATE(near_wait), RATE(far_wait), RATE(mma_sync), RATE(bar),
+                 RATE(atomic), RATE(fence),     RATE(load)};
+#undef RATE
+    for (const char *text = getenv("MLA_MODEL_RATES"); text != NULL && *text != '\0';) {
+        size_t length = strcspn(text, "=,"), i = 0, count = sizeof names / sizeof *names;
+        while (i < count &&
+               (strlen(names[i].name) != length || strncmp(names[i].name, text, length) != 0))
+            i++;
+        if (i == count || text[length] != '=')
+            fprintf(stderr, "timeline: MLA_MODEL_RATES: no rate '%.*s'\n", (int)length, text);
+        else
+            *names[i].value = atof(text + length + 1);
+        text += strcspn(text, ",");
+        text += *text == ',';
+    }
+}
+
 void model_timeline_begin(const char *kernel)
 {
     snprintf(kernel_played, sizeof kernel_played, "%s", kernel);
@@ -861,10 +893,14 @@ void model_timeline_begin(const char *kernel)
     model_trace_begin();
     rates = NULL;
     for (size_t i = 0; i < sizeof model_rates / sizeof *model_rates; i++)
-        if (model_rates[i].sm == model_device.sm)
-            rates = &model_rates[i];
+        if (model_rates[i].sm == model_device.sm) {
+            changed_rates = model_rates[i];
+            rates = &changed_rates;
+        }
     if (rates == NULL)
         model_tracing = false;
+    else if (model_tracing)
+        change_rates();
 }
 
 /* Clusters go to the first SMs that are free; each SM holds one block. */
