@@ -504,9 +504,10 @@ static void prepare(struct player *p)
     p->prepared = true;
     sums.events++;
     memcpy(p->work, ev->work, sizeof p->work);
-    if (model_weights_find(ev, p->work))
+    if (model_weights_find(ev, p->work)) {
         sums.weighted++;
-    else
+        p->work[PIPE_MUFU] = ev->work[PIPE_MUFU]; /* exact, but for divisions and the like */
+    } else
         p->work[PIPE_ISSUE] += 2; /* an address, a loop */
     for (int i = 0; i < PIPES; i++) {
         all += i == PIPE_LOAD ? 0 : p->work[i];
@@ -554,7 +555,9 @@ static double perform(struct player *p)
         return now + (same_stream(ev) ? 2 : rates->vote);
     case TRACE_SYNCWARP:
         return now + rates->fence;
-    case TRACE_REMOTE:
+    case TRACE_REMOTE: /* takes as long a port, if another one */
+        role->wavefronts += ev->bytes / rates->shared;
+        use_port(p->block, now, ev->bytes / rates->shared);
         return now + (same_stream(ev) ? 4 : rates->remote);
     case TRACE_ATOMIC:
         return now + rates->atomic;
