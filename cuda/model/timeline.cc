@@ -43,6 +43,7 @@ struct line { /* work in order: of the tensor core or the copy engine */
 struct sm {
     struct line lines[LANES_OF_SM];
     double port;  /* the port of shared memory is free from then on */
+    double warps; /* likewise for warps' own accesses */
     double loads; /* likewise the way of plain loads */
     double issue[SCHEDULERS], fma[SCHEDULERS], alu[SCHEDULERS], mufu[SCHEDULERS], tmem[SCHEDULERS];
     double busy[ENGINES];
@@ -63,7 +64,7 @@ struct player { /* a warp */
     int pieces;
     double ready; /* of results the next different event needs */
     double since; /* when it began to wait */
-    double tmem_ld, tmem_st, copied, loaded;
+    double tmem_ld, tmem_st, copied;
     struct group_count wgmma, bulk, async;
     struct group_count *waits; /* for one of these */
 };
@@ -327,6 +328,17 @@ static double use_port(int block, double t, double clocks)
     return s->port;
 }
 
+/* An access of a warp: in the order of the block's warps, and by turns with what else the port
+ * serves. */
+static double use_port_by_turns(int block, double clocks)
+{
+    struct sm *s = &sms[block];
+    double from = s->warps > now ? s->warps : now;
+    s->warps = from + (s->port > from ? 2 * clocks : clocks);
+    use_port(block, from, clocks);
+    return s->warps;
+}
+
 static double start_tensor(struct line *l, const struct trace_event *ev)
 {
     double share = l->kind < SCHEDULERS ? 1.0 / SCHEDULERS : 1, products = ev->amount;
@@ -488,11 +500,9 @@ static double piece(struct player *p)
         s->loads = from + near;
         engine_busy(p->block, ENGINE_COPY, from, near, 1);
         role_of(p->ev->role)->copied += bytes;
+        /* their latency is taken as hidden; only a queue beyond it holds the warp */
         end = end > s->loads - rates->load ? end : s->loads - rates->load;
-        p->loaded = s->loads + rates->load;
     }
-    if (left == 1 && p->loaded > end)
-        end = p->loaded;
     return end;
 }
 
@@ -518,16 +528,16 @@ static void prepare(struct player *p)
     p->pieces = (int)((all + PIECE - 1) / PIECE);
 }
 
-/* Whether the results of this kind of event are waited for before the next one of another kind. */
-static bool same_stream(const struct trace_event *ev)
+/* What a warp waits for the result of an instruction of this latency. Kernels unroll loops over
+ * independent rows, whose instructions the compiler interleaves: in a run of one kind only the last
+ * one's result is waited for in full, those of another line, which may depend on each other, by a
+ * fraction. */
+static double answer(const struct trace_event *ev, double latency)
 {
     const struct trace_event *next = ev->next;
     if (next == NULL || next->kind != ev->kind)
-        return false;
-    for (int i = 0; i < PIPES; i++)
-        if (next->work[i])
-            return false;
-    return true;
+        return latency;
+    return next->at.line == ev->at.line ? 1 : latency / 4;
 }
 
 /* The event itself. Returns when the warp goes on; negative: when something wakes it. */
@@ -544,21 +554,21 @@ static double perform(struct player *p)
         model_trace_wavefronts(ev);
         role->wavefronts += ev->wavefronts;
         role->conflicts += ev->conflicts;
-        end = use_port(p->block, now, ev->wavefronts);
-        if (ev->kind == TRACE_LD && !same_stream(ev))
-            return end + rates->ld;
+        end = use_port_by_turns(p->block, ev->wavefronts);
+        if (ev->kind == TRACE_LD)
+            return end + answer(ev, rates->ld);
         return end - 32 > now + 1 ? end - 32 : now + 1;
     case TRACE_SHUFFLE:
-        end = use_port(p->block, now, ev->wavefronts);
-        return same_stream(ev) ? now + 2 : end + rates->shuffle;
+        end = use_port_by_turns(p->block, ev->wavefronts);
+        return end + answer(ev, rates->shuffle);
     case TRACE_VOTE:
-        return now + (same_stream(ev) ? 2 : rates->vote);
+        return now + 1 + answer(ev, rates->vote);
     case TRACE_SYNCWARP:
         return now + rates->fence;
     case TRACE_REMOTE: /* takes as long a port, if another one */
         role->wavefronts += ev->bytes / rates->shared;
         use_port(p->block, now, ev->bytes / rates->shared);
-        return now + (same_stream(ev) ? 4 : rates->remote);
+        return now + 3 + answer(ev, rates->remote);
     case TRACE_ATOMIC:
         return now + rates->atomic;
     case TRACE_ARRIVE:
