@@ -20,11 +20,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-const char *const model_engine_names[ENGINES] = {"tensor core", "shared port", "copies (L2, HBM)",
-                                                 "tmem ld, st", "MUFU",        "FMA",
-                                                 "ALU",         "issue"};
-
-enum { PIECE = 16, SCHEDULERS = 4, LANES_OF_SM = SCHEDULERS + 2, ROLES = 24, WAITS = 256 };
+enum { PIECE = 16, SCHEDULERS = 4, LANES_OF_SM = SCHEDULERS + 2 };
 
 /* ------------------------------------------------------------------ state */
 
@@ -100,57 +96,22 @@ static size_t room_phases;
 
 /* ------------------------------------------------------------------ sums of the launch */
 
-struct role_sums {
-    const char *name;
-    double warps, working, waiting, work[PIPES];
-    double tensor, operands, wavefronts, conflicts, tmem, copied, far;
-};
-struct wait_sums {
-    const char *role, *by;
-    int line;
-    const char *file;
-    uint8_t kind, by_kind;
-    double clocks;
-};
-static struct {
-    struct role_sums roles[ROLES];
-    int num_roles;
-    struct wait_sums waits[WAITS];
-    int num_waits;
-    double busy[ENGINES], clocks, longest, middle_clocks, middle_tensor;
-    double *cluster_clocks;
-    int num_clusters, room_clusters;
-    uint64_t events, weighted;
-} sums;
 static struct timeline_picture picture, drawn;
 static double most_tensor;
-
-static struct role_sums *role_of(const char *name)
-{
-    if (name == NULL)
-        name = "-";
-    for (int i = 0; i < sums.num_roles; i++)
-        if (strcmp(sums.roles[i].name, name) == 0)
-            return &sums.roles[i];
-    if (sums.num_roles == ROLES)
-        return &sums.roles[ROLES - 1];
-    sums.roles[sums.num_roles].name = name;
-    return &sums.roles[sums.num_roles++];
-}
 
 static void add_wait(const struct trace_event *ev, const struct trace_event *by, double clocks)
 {
     const char *role = ev->role ? ev->role : "-", *other = by && by->role ? by->role : "-";
     uint8_t by_kind = by ? by->kind : 0;
-    struct wait_sums *w = sums.waits;
-    for (int i = 0; i < sums.num_waits; i++, w++)
+    struct wait_sums *w = model_timeline_sums.waits;
+    for (int i = 0; i < model_timeline_sums.num_waits; i++, w++)
         if (w->line == ev->at.line && w->by_kind == by_kind && strcmp(w->role, role) == 0 &&
             strcmp(w->by, other) == 0)
             break;
-    if (w == sums.waits + sums.num_waits) {
-        if (sums.num_waits == WAITS)
+    if (w == model_timeline_sums.waits + model_timeline_sums.num_waits) {
+        if (model_timeline_sums.num_waits == TIMELINE_WAITS)
             return;
-        sums.num_waits++;
+        model_timeline_sums.num_waits++;
         w->role = role;
         w->by = other;
         w->line = ev->at.line;
@@ -265,7 +226,7 @@ static void arrivals(const struct trace_event *ev, double time)
 static void resume(struct player *p, double time, const struct trace_event *by)
 {
     add_wait(p->ev, by, time - p->since);
-    role_of(p->ev->role)->waiting += time - p->since;
+    model_timeline_role(p->ev->role)->waiting += time - p->since;
     p->ev = p->ev->next;
     p->prepared = false;
     at_time(time, ITEM_PLAYER, p);
@@ -499,7 +460,7 @@ static double piece(struct player *p)
         near = near > far ? near : far;
         s->loads = from + near;
         engine_busy(p->block, ENGINE_COPY, from, near, 1);
-        role_of(p->ev->role)->copied += bytes;
+        model_timeline_role(p->ev->role)->copied += bytes;
         /* their latency is taken as hidden; only a queue beyond it holds the warp */
         end = end > s->loads - rates->load ? end : s->loads - rates->load;
     }
@@ -509,13 +470,13 @@ static double piece(struct player *p)
 static void prepare(struct player *p)
 {
     struct trace_event *ev = p->ev;
-    struct role_sums *role = role_of(ev->role);
+    struct role_sums *role = model_timeline_role(ev->role);
     uint32_t all = 0;
     p->prepared = true;
-    sums.events++;
+    model_timeline_sums.events++;
     memcpy(p->work, ev->work, sizeof p->work);
     if (model_weights_find(ev, p->work)) {
-        sums.weighted++;
+        model_timeline_sums.weighted++;
         p->work[PIPE_MUFU] = ev->work[PIPE_MUFU]; /* exact, but for divisions and the like */
     } else
         p->work[PIPE_ISSUE] += 2; /* an address, a loop */
@@ -545,7 +506,7 @@ static double perform(struct player *p)
 {
     struct trace_event *ev = p->ev;
     struct sm *s = &sms[p->block];
-    struct role_sums *role = role_of(ev->role);
+    struct role_sums *role = model_timeline_role(ev->role);
     int q = p->warp % SCHEDULERS;
     double end;
     switch (ev->kind) {
@@ -669,7 +630,7 @@ static void step(struct player *p)
         p->ev = ev->next;
         p->prepared = false;
     }
-    role_of(ev->role)->working += end - now;
+    model_timeline_role(ev->role)->working += end - now;
     draw(warp_row(p), now, end, ev->kind, ev->at.line);
     at_time(end, ITEM_PLAYER, p);
 }
@@ -745,8 +706,8 @@ static void middle(void)
         if (seen < all / 4 && seen + length >= all / 4)
             from = (double)b->from + all / 4 - seen;
         if (seen < all * 3 / 4 && seen + length >= all * 3 / 4) {
-            sums.middle_clocks += (double)b->from + all * 3 / 4 - seen - from;
-            sums.middle_tensor += sms[0].busy[ENGINE_TENSOR] / 2;
+            model_timeline_sums.middle_clocks += (double)b->from + all * 3 / 4 - seen - from;
+            model_timeline_sums.middle_tensor += sms[0].busy[ENGINE_TENSOR] / 2;
         }
         seen += length;
     }
@@ -782,7 +743,7 @@ static void play(const struct saved *c)
     double tensor = 0;
     for (int b = 0; b < num_blocks; b++) {
         for (int e = 0; e < ENGINES; e++)
-            sums.busy[e] += sms[b].busy[e];
+            model_timeline_sums.busy[e] += sms[b].busy[e];
         tensor += sms[b].busy[ENGINE_TENSOR];
         for (int k = 0; k < LANES_OF_SM; k++)
             while (sms[b].lines[k].first) {
@@ -792,17 +753,20 @@ static void play(const struct saved *c)
             }
     }
     for (int i = 0; i < num_players; i++)
-        role_of(picture.roles[i])->warps++;
-    sums.clocks += now * num_blocks;
-    if (sums.num_clusters == sums.room_clusters) {
-        sums.room_clusters = sums.room_clusters ? 2 * sums.room_clusters : 64;
-        sums.cluster_clocks =
-            (double *)realloc(sums.cluster_clocks, (size_t)sums.room_clusters * sizeof(double));
-        if (sums.cluster_clocks == NULL)
+        model_timeline_role(picture.roles[i])->warps++;
+    model_timeline_sums.clocks += now * num_blocks;
+    if (model_timeline_sums.num_clusters == model_timeline_sums.room_clusters) {
+        model_timeline_sums.room_clusters =
+            model_timeline_sums.room_clusters ? 2 * model_timeline_sums.room_clusters : 64;
+        model_timeline_sums.cluster_clocks =
+            (double *)realloc(model_timeline_sums.cluster_clocks,
+                              (size_t)model_timeline_sums.room_clusters * sizeof(double));
+        if (model_timeline_sums.cluster_clocks == NULL)
             abort();
     }
-    sums.cluster_clocks[sums.num_clusters++] = now;
-    sums.longest = now > sums.longest ? now : sums.longest;
+    model_timeline_sums.cluster_clocks[model_timeline_sums.num_clusters++] = now;
+    model_timeline_sums.longest =
+        now > model_timeline_sums.longest ? now : model_timeline_sums.longest;
     middle();
     picture.blocks = num_blocks;
     picture.warps = warps_of_block;
@@ -818,7 +782,7 @@ static void play(const struct saved *c)
 
 static void play_saved(void)
 {
-    if (sums.num_clusters == 0)
+    if (model_timeline_sums.num_clusters == 0)
         model_weights_read(kernel_played);
     far_part = saved_copied > 0 ? saved_far / saved_copied : 0;
     far_part = far_part > 1 ? 1 : far_part;
@@ -856,172 +820,25 @@ void model_timeline_cluster(void)
         play_saved();
 }
 
-/* ------------------------------------------------------------------ the table */
-
-/* MLA_MODEL_RATES=name=value,...: what if. */
-static struct model_rates changed_rates;
-static void change_rates(void)
-{
-#define RATE(name)                                                                                 \
-    {                                                                                              \
-#name, &changed_rates.name                                                                 \
-    }
-    static const struct {
-        const char *name;
-        double *value;
-    } names[] = {RATE(ghz),    RATE(fma),       RATE(fma2),     RATE(alu),      RATE(mufu),
-                 RATE(shared), RATE(tmem_ld),   RATE(tmem_st),  RATE(near),     RATE(far),
-                 RATE(warp),   RATE(box),       RATE(ld),       RATE(shuffle),  RATE(vote),
-                 RATE(tmem),   RATE(tensor),    RATE(commit),   RATE(arrive),   RATE(remote),
-                 RATE(wake),   RATE(near_wait), RATE(far_wait), RATE(mma_sync), RATE(bar),
-                 RATE(atomic), RATE(fence),     RATE(load)};
-#undef RATE
-    for (const char *text = getenv("MLA_MODEL_RATES"); text != NULL && *text != '\0';) {
-        size_t length = strcspn(text, "=,"), i = 0, count = sizeof names / sizeof *names;
-        while (i < count &&
-               (strlen(names[i].name) != length || strncmp(names[i].name, text, length) != 0))
-            i++;
-        if (i == count || text[length] != '=')
-            fprintf(stderr, "timeline: MLA_MODEL_RATES: no rate '%.*s'\n", (int)length, text);
-        else
-            *names[i].value = atof(text + length + 1);
-        text += strcspn(text, ",");
-        text += *text == ',';
-    }
-}
+/* ------------------------------------------------------------------ a launch */
 
 void model_timeline_begin(const char *kernel)
 {
     snprintf(kernel_played, sizeof kernel_played, "%s", kernel);
-    double *kept = sums.cluster_clocks;
-    int room = sums.room_clusters;
-    memset(&sums, 0, sizeof sums);
-    sums.cluster_clocks = kept;
-    sums.room_clusters = room;
+    double *kept = model_timeline_sums.cluster_clocks;
+    int room = model_timeline_sums.room_clusters;
+    memset(&model_timeline_sums, 0, sizeof model_timeline_sums);
+    model_timeline_sums.cluster_clocks = kept;
+    model_timeline_sums.room_clusters = room;
     most_tensor = 0;
     drawn.num_bars = 0;
     saved_first = saved_last = NULL;
     saved_copied = saved_far = 0;
     model_trace_forget();
     model_trace_begin();
-    rates = NULL;
-    for (size_t i = 0; i < sizeof model_rates / sizeof *model_rates; i++)
-        if (model_rates[i].sm == model_device.sm) {
-            changed_rates = model_rates[i];
-            rates = &changed_rates;
-        }
+    rates = model_timeline_rates();
     if (rates == NULL)
         model_tracing = false;
-    else if (model_tracing)
-        change_rates();
-}
-
-/* Clusters go to the first SMs that are free; each SM holds one block. */
-static double whole_launch(int blocks)
-{
-    int slots = model_device.processors / blocks;
-    slots = slots < 1 ? 1 : slots > 1024 ? 1024 : slots;
-    static double ends[1024];
-    double last = 0;
-    memset(ends, 0, sizeof ends);
-    for (int i = 0; i < sums.num_clusters; i++) {
-        int first = 0;
-        for (int s = 1; s < slots; s++)
-            if (ends[s] < ends[first])
-                first = s;
-        ends[first] += sums.cluster_clocks[i];
-        last = ends[first] > last ? ends[first] : last;
-    }
-    return last;
-}
-
-static int by_clocks(const void *a, const void *b)
-{
-    double x = ((const struct wait_sums *)a)->clocks, y = ((const struct wait_sums *)b)->clocks;
-    return x < y ? 1 : x > y ? -1 : 0;
-}
-
-static const char *kind_name(int kind)
-{
-    switch (kind) {
-    case TRACE_WAIT:
-        return "barrier";
-    case TRACE_WGMMA:
-    case TRACE_WGMMA_WAIT:
-        return "wgmma";
-    case TRACE_UMMA_COMMIT:
-        return "commit";
-    case TRACE_COPY_IN:
-    case TRACE_COPY_OUT:
-    case TRACE_BULK_WAIT:
-        return "bulk copy";
-    case TRACE_ASYNC:
-    case TRACE_ASYNC_WAIT:
-    case TRACE_ASYNC_ARRIVE:
-        return "cp.async";
-    default:
-        return "arrive";
-    }
-}
-
-static void table(FILE *f, const char *kernel, uint64_t clusters, int blocks)
-{
-    double per_block = sums.clocks > 0 ? sums.clocks : 1, launch = whole_launch(blocks);
-    int most = 0;
-    fprintf(f,
-            "timeline of %s\nrates of %s at %.3f GHz; %llu clusters of %d blocks, a block an SM; "
-            "%s, in front of %.0f %% of the events\n",
-            kernel, rates->name, rates->ghz, (unsigned long long)clusters, blocks,
-            model_weights_source(),
-            sums.events ? 100 * (double)sums.weighted / (double)sums.events : 0);
-    fprintf(f,
-            "cluster: mean %.0f clocks, longest %.0f; launch on %d SMs %.0f clocks, %.1f us; "
-            "%.0f %% of what is copied in comes from HBM\n",
-            sums.clocks / blocks / sums.num_clusters, sums.longest, model_device.processors, launch,
-            launch / rates->ghz / 1e3, 100 * far_part);
-    fprintf(f, "%-18s %14s %7s\n", "engine", "busy clocks", "busy");
-    for (int e = 0; e < ENGINES; e++) {
-        fprintf(f, "%-18s %14.0f %6.1f%%\n", model_engine_names[e], sums.busy[e],
-                100 * sums.busy[e] / per_block);
-        if (sums.busy[e] > sums.busy[most])
-            most = e;
-    }
-    if (sums.middle_clocks > 0)
-        fprintf(f, "tensor core in the middle half of its work: %.1f%% busy\n",
-                100 * sums.middle_tensor / sums.middle_clocks);
-    fprintf(f, "binds: %s, %.1f%% busy%s\n", model_engine_names[most],
-            100 * sums.busy[most] / per_block,
-            sums.busy[most] < 0.8 * per_block ? "; the rest is waiting (below)" : "");
-    fprintf(f, "%-12s %5s %6s %6s %9s %9s %9s %9s %9s %9s %9s %8s %9s %9s %9s\n", "role", "warps",
-            "work", "wait", "issue", "FMA", "ALU", "MUFU", "tensor", "operand B", "port", "confl.",
-            "tmem B", "copied B", "of it HBM");
-    for (int i = 0; i < sums.num_roles; i++) {
-        const struct role_sums *r = &sums.roles[i];
-        double time = r->working + r->waiting, issue = 0;
-        for (int k = 0; k < PIPE_LOAD; k++)
-            issue += r->work[k];
-        fprintf(f,
-                "%-12s %5.0f %5.0f%% %5.0f%% %9.3g %9.3g %9.3g %9.3g %9.3g %9.3g %9.3g %8.2g %9.3g "
-                "%9.3g %9.3g\n",
-                r->name, r->warps, time > 0 ? 100 * r->working / time : 0,
-                time > 0 ? 100 * r->waiting / time : 0, issue,
-                r->work[PIPE_FMA] + 2 * r->work[PIPE_FMA2], r->work[PIPE_ALU], r->work[PIPE_MUFU],
-                r->tensor, r->operands, r->wavefronts, r->conflicts, r->tmem, r->copied, r->far);
-    }
-    qsort(sums.waits, (size_t)sums.num_waits, sizeof *sums.waits, by_clocks);
-    fprintf(f, "waits, share of the role's time (ended by)\n");
-    for (int i = 0, shown = 0; i < sums.num_waits && shown < 16; i++) {
-        const struct wait_sums *w = &sums.waits[i];
-        const struct role_sums *r = role_of(w->role);
-        double share = w->clocks / (r->working + r->waiting);
-        if (share < 0.01)
-            continue;
-        const char *slash = strrchr(w->file, '/');
-        fprintf(f, "  %-12s %5.1f%%  %s at %s:%d (%s of %s)\n", w->role, 100 * share,
-                kind_name(w->kind), slash ? slash + 1 : w->file, w->line, kind_name(w->by_kind),
-                w->by);
-        shown++;
-    }
 }
 
 void model_timeline_end(const char *kernel, uint64_t clusters, int blocks)
@@ -1031,14 +848,14 @@ void model_timeline_end(const char *kernel, uint64_t clusters, int blocks)
         return;
     play_saved();
     model_tracing = false;
-    if (sums.num_clusters == 0)
+    if (model_timeline_sums.num_clusters == 0)
         return;
     char *text = NULL;
     size_t bytes;
     FILE *f = open_memstream(&text, &bytes);
     if (f == NULL)
         return;
-    table(f, kernel, clusters, blocks);
+    model_timeline_table(f, kernel, clusters, blocks, rates, far_part);
     fclose(f);
     fprintf(stderr, "%s\n", text);
     const char *path = getenv("MLA_MODEL_TIMELINE");

@@ -8,6 +8,8 @@
 #include "rates.h"
 #include "trace.h"
 
+#include <stdio.h>
+
 /* One of each an SM; the last ones are pipes of its four schedulers. */
 enum timeline_engine {
     ENGINE_TENSOR,
@@ -38,10 +40,45 @@ struct timeline_picture {
     const char *roles[MODEL_MAX_CLUSTER * 32];
 };
 
+enum { TIMELINE_ROLES = 24, TIMELINE_WAITS = 256 };
+
+struct role_sums {
+    const char *name;
+    double warps, working, waiting, work[PIPES];
+    double tensor, operands, wavefronts, conflicts, tmem, copied, far;
+};
+
+struct wait_sums { /* of a role at a line, by who ended them */
+    const char *role, *by;
+    int line;
+    const char *file;
+    uint8_t kind, by_kind;
+    double clocks;
+};
+
+/* What the clusters of a launch come to. */
+struct timeline_sums {
+    struct role_sums roles[TIMELINE_ROLES];
+    int num_roles;
+    struct wait_sums waits[TIMELINE_WAITS];
+    int num_waits;
+    double busy[ENGINES], clocks, longest, middle_clocks, middle_tensor;
+    double *cluster_clocks;
+    int num_clusters, room_clusters;
+    uint64_t events, weighted;
+};
+extern struct timeline_sums model_timeline_sums;
+
 void model_timeline_begin(const char *kernel);
 /* After a cluster has run. */
 void model_timeline_cluster(void);
 void model_timeline_end(const char *kernel, uint64_t clusters, int blocks);
+
+/* timeline_table.cc */
+const struct model_rates *model_timeline_rates(void); /* of the modelled GPU, or NULL */
+struct role_sums *model_timeline_role(const char *name);
+void model_timeline_table(FILE *f, const char *kernel, uint64_t clusters, int blocks,
+                          const struct model_rates *rates, double far_part);
 
 /* timeline_draw.cc */
 void model_timeline_draw(const char *path, bool first, const char *title, const char *table,
