@@ -2,16 +2,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """Plain instructions of kernels' code between the events of the functional model's timeline.
 
-    timeline_weights.py -o FILE --arch sm_90a|sm_100f SOURCE.cu...
+    timeline_weights.py [NAME...]                               validation/timeline/NAME.txt, or all
+    timeline_weights.py -o FILE --arch sm_90a|sm_100f [--only PATTERN] SOURCE.cu...
 
-Compiles each source with nvcc -lineinfo, disassembles it with nvdisasm (from PATH or NVDISASM) and
-writes FILE (validation/timeline/*.txt), which MLA_MODEL_WEIGHTS names when a timeline is made.
+Compiles each source with nvcc -lineinfo, disassembles it with nvdisasm (from PATH or NVDISASM; it
+comes with the CUDA Toolkit or the PyPI package nvidia-cuda-nvdisasm) and writes FILE, which
+MLA_MODEL_WEIGHTS names when a timeline is made. Takes minutes a source.
 
 An event is an instruction that the model sees (a barrier, a load, an MMA ...): in the code it is
 known by its opcode and by the lines it was inlined from. What stands between two events is counted
 by the pipe it takes and belongs to the second. Where a line's event occurs several times (unrolled
-or cloned code) the mean counts. Left out are: blocks without events that a branch jumps over, unless
-they are short; the slow ways of waits and of divergent shuffles; code behind calls.
+or cloned code) the mean counts. Left out are: blocks without events that a branch jumps over,
+unless they are short; the slow ways of waits and of divergent shuffles; code behind calls.
 
 A line of FILE: "file:line kind issue fma fma2 alu mufu load", the instructions of a warp; kinds and
 pipes are those of cuda/model/trace.h; load counts loads from global memory in units of 512 bytes a
@@ -189,20 +191,26 @@ def run(command):
     return done.stdout
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
-    parser.add_argument("-o", required=True)
-    parser.add_argument("--arch", required=True)
-    parser.add_argument("--disassembly", help="text that nvdisasm -gi -c made, instead of compiling")
-    parser.add_argument("--only", default="", help="kernels whose name this pattern finds")
-    parser.add_argument("sources", nargs="+")
-    args = parser.parse_args()
+# What validation/timeline holds: name, architecture, source, kernels.
+HELD = [
+    ("mha_prefill_sm90", "sm_90a", "cuda/sm90/mha_prefill_bf16.cu", "192"),
+    ("sparse_mqa_prefill_sm90", "sm_90a", "cuda/sm90/sparse_mqa_prefill_bf16.cu", "64"),
+    ("index_logits_sm90", "sm_90a", "cuda/sm90/index_logits.cu", ", 64"),
+    ("mha_prefill_sm100", "sm_100f", "cuda/sm100/mha_prefill.cu", "bf16"),
+    ("sparse_mqa_prefill_sm100", "sm_100f", "cuda/sm100/sparse_mqa_prefill.cu", "bf16"),
+    ("mqa_decode_sm100", "sm_100f", "cuda/sm100/mqa_decode.cu", ""),
+    ("mqa_decode_pair_sm100", "sm_100f", "cuda/sm100/mqa_decode_pair.cu", ""),
+    ("index_logits_sm100", "sm_100f", "cuda/sm100/index_logits.cu", "true, 64|true, 32|false, 64"),
+]
+
+
+def make(out_path, arch, sources, only, disassembly=None):
     disassembler = os.environ.get("NVDISASM", "nvdisasm")
-    code = f"arch={args.arch.replace('sm_', 'compute_')},code={args.arch}"
+    code = f"arch={arch.replace('sm_', 'compute_')},code={arch}"
     used, out = {}, []
-    for source in args.sources:
-        if args.disassembly:
-            with open(args.disassembly, encoding="utf-8") as file:
+    for source in sources:
+        if disassembly:
+            with open(disassembly, encoding="utf-8") as file:
                 text = file.read()
         else:
             with tempfile.NamedTemporaryFile(suffix=".cubin") as cubin:
@@ -220,7 +228,7 @@ def main():
                 if c == "(" and depth == 0:
                     cut = at
                     break
-            if not re.search(args.only, pretty):
+            if not re.search(only, pretty):
                 continue
             for i in body:
                 for path, _ in i.frames:
@@ -232,12 +240,35 @@ def main():
                 n, sums = found[path, line, kind]
                 counts = " ".join(f"{sums[p] / n:.4g}" for p in PIPES)
                 out.append(f"{path}:{line} {kind} {counts}")
-    with open(args.o, "w", encoding="utf-8") as file:
-        file.write(f"# made by validation/timeline_weights.py for {args.arch}: see there\n")
+    with open(out_path, "w", encoding="utf-8") as file:
+        file.write(f"# made by validation/timeline_weights.py for {arch}: see there\n")
         for name, path in sorted(used.items()):
             with open(path, "rb") as source:
                 file.write(f"source {name} {zlib.crc32(source.read()):08x}\n")
         file.write("\n".join(out) + "\n")
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
+    parser.add_argument("-o", help="file to write, of the sources that follow")
+    parser.add_argument("--arch", help="sm_90a or sm_100f, with -o")
+    parser.add_argument("--only", default="", help="kernels whose name this pattern finds")
+    parser.add_argument("--disassembly", help="text of nvdisasm -gi -c, instead of compiling")
+    parser.add_argument("what", nargs="*", help="names of validation/timeline, or sources with -o")
+    args = parser.parse_args()
+    if args.o:
+        if not args.arch or not args.what:
+            parser.error("-o wants --arch and sources")
+        make(args.o, args.arch, args.what, args.only, args.disassembly)
+        return
+    known = {held[0] for held in HELD}
+    for name in args.what:
+        if name not in known:
+            parser.error(f"got {name}, want one of {', '.join(sorted(known))}")
+    for name, arch, source, only in HELD:
+        if not args.what or name in args.what:
+            make(os.path.join(ROOT, "validation", "timeline", name + ".txt"), arch,
+                 [os.path.join(ROOT, source)], only)
 
 
 if __name__ == "__main__":
