@@ -400,7 +400,14 @@ static void landed(struct request *r)
         count_done(p, &p->async, ev);
         break;
     default: {
-        double end = use_port(p->block, now, ev->bytes / rates->shared);
+        uint32_t mask = ev->kind == TRACE_COPY_IN ? ev->amount : 0;
+        double end = now;
+        mask = mask ? mask : 1u << p->block;
+        for (int b = 0; b < num_blocks; b++)
+            if (mask >> b & 1) {
+                double here = use_port(b, now, ev->bytes / rates->shared);
+                end = end > here ? end : here;
+            }
         arrivals(ev, end);
     }
     }

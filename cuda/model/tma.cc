@@ -183,8 +183,11 @@ static void issue_load(const struct box *box, u32 dst, u32 bar, bool pair, u16 m
     if (dst % 128 != 0)
         model_fail(at, "%s: destination: got 0x%x, want a multiple of 128", what, dst);
     check_corner(box, what, at);
-    if (model_tracing)
-        model_trace(TRACE_COPY_IN, at)->bytes += bytes;
+    if (model_tracing) {
+        struct trace_event *ev = model_trace(TRACE_COPY_IN, at);
+        ev->bytes += bytes;
+        ev->amount |= mask;
+    }
     struct model_op *op = model_op_new(what, load, sizeof(struct load_work), at);
     struct load_work *w = (struct load_work *)op->data;
     w->box = *box;

@@ -37,7 +37,9 @@ enum trace_kind {
     TRACE_TMEM_WAIT_LD,
     TRACE_TMEM_WAIT_ST,
     /* copies */
-    TRACE_COPY_IN,  /* bytes; far: of them, first touched by this launch; arrivals when landed */
+    /* bytes; far: of them, first touched by this launch; amount: mask of a multicast; arrivals when
+     * landed */
+    TRACE_COPY_IN,
     TRACE_COPY_OUT, /* a bulk store */
     TRACE_BULK_COMMIT,
     TRACE_BULK_WAIT, /* amount: groups that may be pending */
