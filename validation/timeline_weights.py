@@ -15,7 +15,8 @@ by the pipe it takes and belongs to the second. Where a line's event occurs seve
 or cloned code) the mean counts. Left out are: blocks without events that a branch jumps over,
 unless they are short; the slow ways of waits and of divergent shuffles; code behind calls.
 
-A line of FILE: "file:line kind issue fma fma2 alu mufu load", the instructions of a warp; kinds and
+A line of FILE: "file:line kind issue fma fma2 alu mufu load stall", the instructions of a warp and
+the clocks that the compiler has it stall between them, alone on its scheduler; kinds and
 pipes are those of cuda/model/trace.h; load counts loads from global memory in units of 512 bytes a
 warp (16 a lane). "kernel NAME" begins a kernel, "source FILE CRC32" says what
 it was made from.
@@ -43,7 +44,7 @@ EVENTS = [  # opcode's beginning, kind; the first that fits
     ("UBLKCP", "COPY_IN"), ("UTMASTG", "COPY_OUT"), ("LDGSTS", "ASYNC"),
     ("ARRIVES.LDGSTSBAR", "ASYNC_ARRIVE"), ("FENCE.VIEW", "SYNCWARP"),
 ]
-PIPES = ["issue", "fma", "fma2", "alu", "mufu", "load"]
+PIPES = ["issue", "fma", "fma2", "alu", "mufu", "load", "stall"]
 FMA2 = {"FFMA2", "FADD2", "FMUL2"}
 FMA = {"FFMA", "FADD", "FMUL", "HFMA2", "HADD2", "HMUL2", "IMAD"}
 MUFU = {"MUFU", "I2F", "F2I", "F2F", "FLO", "POPC", "BREV", "I2FP", "FRND"}
@@ -79,7 +80,7 @@ def event_of(opcode):
 
 
 class Instruction:
-    __slots__ = ("opcode", "predicate", "target", "frames", "labels", "event", "drop")
+    __slots__ = ("opcode", "predicate", "target", "frames", "labels", "event", "drop", "stall")
 
 
 def functions(text):
@@ -102,6 +103,9 @@ def functions(text):
                 break  # routines that the compiler adds
             found = CODE.search(line)
             if not found:
+                word = re.match(r"\s*/\* (0x[0-9a-f]{16}) \*/", line)
+                if word and code:  # the upper half of the instruction: its control bits
+                    code[-1].stall = int(word.group(1), 16) >> 41 & 15
                 continue
             fresh = True
             i = Instruction()
@@ -109,7 +113,7 @@ def functions(text):
             target = re.search(r"`\((\.L_\w+)\)", found.group(4))
             i.target = target.group(1) if target else None
             i.frames, i.labels = [f for f in frames], labels
-            i.event, i.drop = event_of(i.opcode), False
+            i.event, i.drop, i.stall = event_of(i.opcode), False, 1
             labels = []
             code.append(i)
         if code:
@@ -169,6 +173,7 @@ def weights(code):
             continue
         if not i.event:
             pending[pipe_of(i.opcode)] += 1
+            pending["stall"] += i.stall
             if pipe_of(i.opcode) == "load":
                 pending["issue"] += 1
                 pending["load"] += -1 + (1 if ".128" in i.opcode else .5 if ".64" in i.opcode
@@ -217,7 +222,7 @@ def make(out_path, arch, sources, only, disassembly=None):
                 run(["nvcc", "-std=c++17", "-gencode", code, "-O3", "-lineinfo", "-cubin", "-o",
                      cubin.name] + [f"-I{ROOT}/{d}" for d in ("", "cuda", "include", "common")] +
                     [os.path.abspath(source)])
-                text = run([disassembler, "-gi", "-c", cubin.name])
+                text = run([disassembler, "-gi", "-hex", "-c", cubin.name])
         names = [name for name, _ in functions(text)]
         plain = run(["c++filt"] + names).splitlines() if names else []
         for (name, body), pretty in zip(functions(text), plain):
@@ -253,7 +258,7 @@ def main():
     parser.add_argument("-o", help="file to write, of the sources that follow")
     parser.add_argument("--arch", help="sm_90a or sm_100f, with -o")
     parser.add_argument("--only", default="", help="kernels whose name this pattern finds")
-    parser.add_argument("--disassembly", help="text of nvdisasm -gi -c, instead of compiling")
+    parser.add_argument("--disassembly", help="text of nvdisasm -gi -hex -c, instead of compiling")
     parser.add_argument("what", nargs="*", help="names of validation/timeline, or sources with -o")
     args = parser.parse_args()
     if args.o:

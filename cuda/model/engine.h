@@ -101,7 +101,7 @@ struct model_fiber {                        /* a thread */
     int num_copies, room_copies;
     uint32_t mbarrier_fences, cluster_generation, cluster_trace;
     struct trace_event *trace; /* last event (trace.h) */
-    uint32_t work[8];
+    uint32_t work[8];          /* by pipe */
     bool cluster_arrived, timed, timed_out;
     struct model_fiber *timed_next;
 };

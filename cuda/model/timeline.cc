@@ -439,7 +439,7 @@ static double piece(struct player *p)
         share[i] = (double)p->work[i] / left;
         p->work[i] -= (uint32_t)(share[i] + 0.5);
         share[i] = (uint32_t)(share[i] + 0.5);
-        issued += i == PIPE_LOAD ? 0 : share[i];
+        issued += i < PIPE_LOAD ? share[i] : 0;
     }
     struct {
         double *pipe, clocks;
@@ -459,7 +459,7 @@ static double piece(struct player *p)
             draw(p->block * ENGINES + use[i].engine, from, *use[i].pipe, 0, 0);
         end = end > *use[i].pipe ? end : *use[i].pipe;
     }
-    double alone = now + issued * rates->warp;
+    double alone = now + (share[PIPE_STALL] > 0 ? share[PIPE_STALL] : issued * rates->warp);
     end = end > alone ? end : alone;
     if (share[PIPE_LOAD] > 0) { /* bound by the SM's way to L2; the copy engine has the same */
         double bytes = 512 * share[PIPE_LOAD], near = bytes / rates->near,
@@ -488,7 +488,7 @@ static void prepare(struct player *p)
     } else
         p->work[PIPE_ISSUE] += 2; /* an address, a loop */
     for (int i = 0; i < PIPES; i++) {
-        all += i == PIPE_LOAD ? 0 : p->work[i];
+        all += i < PIPE_LOAD ? p->work[i] : 0;
         role->work[i] += p->work[i];
     }
     if (all == 0 && p->work[PIPE_LOAD])

@@ -57,7 +57,8 @@ enum trace_pipe {
     PIPE_FMA2,
     PIPE_ALU,
     PIPE_MUFU,
-    PIPE_LOAD, /* from global memory: 512 bytes a warp; no issue slot of its own */
+    PIPE_LOAD,  /* from global memory: 512 bytes a warp; no issue slot of its own */
+    PIPE_STALL, /* clocks of a warp alone, no instructions */
     PIPES
 };
 

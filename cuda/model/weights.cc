@@ -54,8 +54,8 @@ static void add(const char *line)
     struct weight w;
     char kind[24];
     memset(&w, 0, sizeof w);
-    if (sscanf(line, "%39[^:]:%d %23s %f %f %f %f %f %f", w.file, &w.line, kind, &w.work[0],
-               &w.work[1], &w.work[2], &w.work[3], &w.work[4], &w.work[5]) != 9)
+    if (sscanf(line, "%39[^:]:%d %23s %f %f %f %f %f %f %f", w.file, &w.line, kind, &w.work[0],
+               &w.work[1], &w.work[2], &w.work[3], &w.work[4], &w.work[5], &w.work[6]) != 10)
         return;
     size_t k = 0;
     while (k < sizeof kinds / sizeof *kinds && strcmp(kinds[k].name, kind) != 0)
