@@ -2,11 +2,11 @@
 // labels: model
 // timeout: 300
 /* mla/index.h in the functional model: the indexer's kernels of sm_100, sm_90 and sm_80, and the
- * selection that they share, beside the CPU under several
- * schedules. Lists are exact for the device's own
- * scores, scores are within the bound of docs/index.md, and where no sum rounds all is bit-equal.
+ * selection that they share, beside the CPU under several schedules. Lists are exact for the
+ * device's own scores, scores are within the bound of docs/index.md, and where no sum rounds all is
+ * bit-equal.
  *
- *   test_model_index                    all shapes, eager, late and random:2
+ *   test_model_index                    all shapes; sm_100 under every schedule
  *   test_model_index SHAPE [SCHEDULE]   one shape; with a schedule on sm_100, or on MLA_MODEL_SM
  *   test_model_index mutants [N]        every INDEX_MUTANT of mutants.def in cuda/sm90 and sm100
  *                                       must be caught
@@ -161,7 +161,8 @@ int main(int argc, char **argv)
         const char *sm, *schedule, *kernel;
     } runs[] = {
         {"100", "eager", "index_logits_sm100"},    {"100", "late", "index_logits_sm100"},
-        {"100", "random:2", "index_logits_sm100"}, {"90", "late", "index_logits_sm90"},
+        {"100", "random:1", "index_logits_sm100"}, {"100", "random:2", "index_logits_sm100"},
+        {"100", "random:3", "index_logits_sm100"}, {"90", "late", "index_logits_sm90"},
         {"90", "random:2", "index_logits_sm90"},   {"80", "eager", "index_logits_any"},
     };
     const char *wanted = getenv("MLA_MODEL_SM"), *schedule_wanted = argc > 2 ? argv[2] : NULL;

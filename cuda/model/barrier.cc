@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Where threads meet: collectives of a warp, barriers of a block and of the cluster, mbarriers. */
 #include "schedule.h"
+#include "trace.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -86,6 +87,7 @@ struct model_named_barrier {
     uint32_t any, every;
     int last_sum;
     uint32_t last_any, last_every;
+    uint32_t trace; /* the phase that is going on (trace.h) */
     struct model_queue waiting;
 };
 
@@ -118,6 +120,7 @@ static void release_if_full(struct model_block *block, struct model_named_barrie
     b->came = b->any = 0;
     b->every = 1;
     b->generation++;
+    b->trace = model_tracing ? model_trace_phase() : 0;
     model_wake_all(&b->waiting);
 }
 
@@ -128,6 +131,7 @@ struct bar_call {
     struct model_at at;
     uint32_t generation; /* before this warp came */
     struct model_named_barrier *barrier;
+    struct trace_event *trace;
 };
 
 static void bar_come(struct model_warp *warp, uint32_t mask, void *const args[32])
@@ -166,11 +170,17 @@ static void bar_come(struct model_warp *warp, uint32_t mask, void *const args[32
     b->expected = c->threads;
     b->arrived += 32;
     b->came |= 1u << warp->index;
+    if (model_tracing) {
+        c->trace->phase = b->trace;
+        model_trace_arrive(b->trace, 1);
+    }
     release_if_full(block, b);
 }
 
 static struct model_named_barrier *bar_common(struct bar_call *call, bool waits)
 {
+    if (model_tracing)
+        call->trace = model_trace(waits ? TRACE_WAIT : TRACE_ARRIVE, call->at);
     model_collective(call->name, 0xFFFFFFFFu, bar_come, call, call->at);
     struct model_named_barrier *b = call->barrier;
     while (waits && b->generation == call->generation)
@@ -180,25 +190,25 @@ static struct model_named_barrier *bar_common(struct bar_call *call, bool waits)
 
 void model_bar_sync(int id, int threads, struct model_at at)
 {
-    struct bar_call c = {id, threads, 0, "bar.sync", at, 0, NULL};
+    struct bar_call c = {id, threads, 0, "bar.sync", at, 0, NULL, NULL};
     bar_common(&c, true);
 }
 
 void model_bar_arrive(int id, int threads, struct model_at at)
 {
-    struct bar_call c = {id, threads, 0, "bar.arrive", at, 0, NULL};
+    struct bar_call c = {id, threads, 0, "bar.arrive", at, 0, NULL, NULL};
     bar_common(&c, false);
 }
 
 void model_syncthreads(struct model_at at)
 {
-    struct bar_call c = {0, -1, 0, "__syncthreads", at, 0, NULL};
+    struct bar_call c = {0, -1, 0, "__syncthreads", at, 0, NULL, NULL};
     bar_common(&c, true);
 }
 
 int model_syncthreads_reduce(int predicate, enum model_reduction kind, struct model_at at)
 {
-    struct bar_call c = {0, -1, predicate, "__syncthreads_or, _and or _count", at, 0, NULL};
+    struct bar_call c = {0, -1, predicate, "__syncthreads_or, _and or _count", at, 0, NULL, NULL};
     const struct model_named_barrier *b = bar_common(&c, true);
     return kind == MODEL_COUNT ? b->last_sum
            : kind == MODEL_OR  ? (int)b->last_any
@@ -211,6 +221,7 @@ static struct {
     int arrived;
     uint32_t generation;
     struct model_queue waiting;
+    uint32_t trace;
 } cluster;
 
 static int threads_alive(void)
@@ -232,22 +243,30 @@ static void release_cluster(void)
         return;
     cluster.arrived = 0;
     cluster.generation++;
+    cluster.trace = model_tracing ? model_trace_phase() : 0;
     model_wake_all(&cluster.waiting);
 }
 
 void model_cluster_barrier_begin(void)
 {
     memset(&cluster, 0, sizeof cluster);
+    cluster.trace = model_tracing ? model_trace_phase() : 0;
 }
 
 void model_cluster_arrive(struct model_at at)
 {
     struct model_fiber *self = model_self;
+    if (model_tracing)
+        model_trace(TRACE_ARRIVE, at);
     model_collective("barrier.cluster.arrive", 0xFFFFFFFFu, NULL, NULL, at);
     if (self->cluster_arrived)
         model_fail(at, "barrier.cluster.arrive: this thread has arrived before and not waited");
     self->cluster_arrived = true;
     self->cluster_generation = cluster.generation;
+    if (model_tracing) {
+        self->cluster_trace = cluster.trace;
+        model_trace_arrive(cluster.trace, 1);
+    }
     cluster.arrived++;
     model_progress();
     release_cluster();
@@ -256,6 +275,8 @@ void model_cluster_arrive(struct model_at at)
 void model_cluster_wait(struct model_at at)
 {
     struct model_fiber *self = model_self;
+    if (model_tracing)
+        model_trace(TRACE_WAIT, at)->phase = self->cluster_trace;
     model_collective("barrier.cluster.wait", 0xFFFFFFFFu, NULL, NULL, at);
     if (!self->cluster_arrived)
         model_fail(at, "barrier.cluster.wait: this thread has not arrived");
@@ -287,6 +308,7 @@ struct model_mbarrier {
     struct model_queue waiting;
     struct model_block *block;
     struct model_mbarrier *next;
+    uint32_t trace, trace_done; /* this phase and the one before (trace.h) */
 };
 
 static const int64_t MOST_TX = (1 << 20) - 1;
@@ -341,6 +363,8 @@ static void end_phase(struct model_mbarrier *m)
     if (m->pending || m->tx)
         return;
     m->phase++;
+    m->trace_done = m->trace;
+    m->trace = model_tracing ? model_trace_phase() : 0;
     m->pending = m->count;
     model_wake_all(&m->waiting);
 }
@@ -362,6 +386,8 @@ static void arrive(struct model_mbarrier *m, uint32_t count, const char *what, s
         describe_mbarrier(m, text, sizeof text);
         model_fail(here, "%s: mbarrier %s: more arrivals than its count", what, text);
     }
+    if (model_tracing)
+        model_trace_arrive(m->trace, count);
     m->pending -= count;
     model_progress();
     end_phase(m);
@@ -392,6 +418,8 @@ void model_mbarrier_do_complete_tx(uint32_t bar, uint32_t bytes, const char *wha
 {
     struct model_mbarrier *m = mbarrier_at(bar, what, here);
     check_visible(m, what, here);
+    if (model_tracing)
+        model_trace_arrive(m->trace, 1);
     add_tx(m, -(int64_t)bytes, what, here);
     end_phase(m);
 }
@@ -416,6 +444,7 @@ void model_mbarrier_init(uint32_t bar, uint32_t count, struct model_at at)
     m->init_by = model_self;
     m->init_fences = model_self->mbarrier_fences + model_self->fences;
     m->block = p.block;
+    m->trace = model_tracing ? model_trace_phase() : 0;
     m->next = p.block->mbarriers;
     p.block->mbarriers = m;
 }
@@ -443,6 +472,8 @@ void model_fence_mbarrier_init(struct model_at)
 void model_mbarrier_arrive(uint32_t bar, struct model_at at)
 {
     model_step();
+    if (model_tracing)
+        model_trace(TRACE_ARRIVE, at);
     own_block(bar, "mbarrier.arrive", at);
     arrive(mbarrier_at(bar, "mbarrier.arrive", at), 1, "mbarrier.arrive", at);
 }
@@ -465,6 +496,8 @@ static void run_remote(struct model_op *op)
 static void arrive_remote(uint32_t bar, uint32_t bytes, const char *name, struct model_at at)
 {
     model_place_of(bar, 8, 8, name, at);
+    if (model_tracing)
+        model_trace(TRACE_ARRIVE, at)->ctas = 2;
     struct model_op *op = model_op_new(name, run_remote, sizeof(struct remote), at);
     *(struct remote *)op->data = (struct remote){bar, bytes};
     model_op_issue(op);
@@ -492,6 +525,8 @@ void model_mbarrier_arrive_expect_tx(uint32_t bar, uint32_t bytes, struct model_
     const char *what = "mbarrier.arrive.expect_tx";
     model_step();
     own_block(bar, what, at);
+    if (model_tracing)
+        model_trace(TRACE_ARRIVE, at);
     struct model_mbarrier *m = mbarrier_at(bar, what, at);
     add_tx(m, bytes, what, at);
     arrive(m, 1, what, at);
@@ -510,6 +545,10 @@ void model_mbarrier_complete_tx(uint32_t bar, uint32_t bytes, struct model_at at
     model_step();
     own_block(bar, "mbarrier.complete_tx", at);
     struct model_mbarrier *m = mbarrier_at(bar, "mbarrier.complete_tx", at);
+    if (model_tracing) {
+        model_trace(TRACE_ARRIVE, at);
+        model_trace_arrive(m->trace, 1);
+    }
     add_tx(m, -(int64_t)bytes, "mbarrier.complete_tx", at);
     end_phase(m);
 }
@@ -536,6 +575,8 @@ bool model_mbarrier_try_wait(uint32_t bar, uint32_t parity, struct model_at at)
     }
     if ((m->phase & 1) == parity)
         return false;
+    if (model_tracing)
+        model_trace(TRACE_WAIT, at)->phase = m->trace_done;
     hear_of_landings(m);
     return true;
 }
@@ -548,6 +589,8 @@ void model_mbarrier_wait(uint32_t bar, uint32_t parity, struct model_at at)
     if (parity > 1)
         model_fail(at, "%s: parity %u, want 0 or 1", what, parity);
     struct model_mbarrier *m = mbarrier_at(bar, what, at);
+    if (model_tracing)
+        model_trace(TRACE_WAIT, at)->phase = (m->phase & 1) == parity ? m->trace : m->trace_done;
     while ((m->phase & 1) == parity) {
         model_sleep(&m->waiting, wait_name(parity), m, describe_mbarrier, at);
         m = mbarrier_at(bar, what, at);
@@ -616,8 +659,10 @@ void model_barriers_begin(struct model_block *block)
     block->named = (struct model_named_barrier *)calloc(16, sizeof *block->named);
     if (!block->named)
         abort();
-    for (int i = 0; i < 16; i++)
+    for (int i = 0; i < 16; i++) {
         block->named[i].every = 1;
+        block->named[i].trace = model_tracing ? model_trace_phase() : 0;
+    }
     block->mbarriers = NULL;
     register_queue = (struct model_queue){NULL, NULL};
 }
@@ -638,6 +683,8 @@ void model_barriers_thread_exit(struct model_fiber *fiber)
     struct model_warp *warp = fiber->warp;
     struct model_at nowhere = {"(end of the kernel)", 0};
     uint32_t bit = 1u << fiber->lane;
+    if (model_tracing)
+        model_trace(TRACE_EXIT, nowhere);
     for (struct model_collective_state *c = warp->open; c; c = c->next)
         if (c->mask & bit)
             model_fail(c->at, "divergence: a lane ends the kernel, lanes 0x%08x wait in %s",

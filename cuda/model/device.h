@@ -85,7 +85,7 @@ uint32_t model_vote(const char *name, uint32_t mask, int predicate, struct model
 uint32_t model_reduce(const char *name, uint32_t mask, uint32_t value, enum model_reduce_kind kind,
                       bool is_signed, struct model_at at);
 uint32_t model_match(uint32_t mask, uint64_t value, struct model_at at);
-void model_atomic(void); /* before one: others may run */
+void model_atomic(struct model_at at); /* before one: others may run */
 
 /* copies and matrices of sm_80 */
 void model_cp_async(uint32_t smem, const void *gmem, uint32_t bytes, uint32_t valid,

@@ -28,6 +28,7 @@ enum {
 
 struct model_op;
 struct model_block;
+struct trace_event;
 
 /* ------------------------------------------------------------------ memory with a shadow */
 
@@ -100,7 +101,9 @@ struct model_fiber {                        /* a thread */
     struct model_at waits_at;
     struct model_group *copies; /* cp.async: groups, the open one last */
     int num_copies, room_copies;
-    uint32_t mbarrier_fences, cluster_generation;
+    uint32_t mbarrier_fences, cluster_generation, cluster_trace;
+    struct trace_event *trace; /* last event (trace.h) */
+    uint32_t work[8];          /* by pipe */
     bool cluster_arrived, timed, timed_out;
     struct model_fiber *timed_next;
 };
@@ -114,6 +117,7 @@ struct model_warp {
     struct model_fiber *lanes;
     struct model_collective_state *open; /* collectives some lanes wait in */
     int registers;                       /* a thread, by setmaxnreg */
+    struct trace_event *trace;           /* in front of its first event (trace.h) */
     void *tensor;                        /* the tensor instructions' own */
 };
 
@@ -173,6 +177,7 @@ struct model_op {
     void *data;                 /* payload, zeroed, as long as asked for */
     struct model_fiber *issuer; /* for reports; its block may have exited when the op runs */
     struct model_at at;
+    struct trace_event *trace; /* that issued it, or NULL */
     bool
         async_proxy; /* reads of bytes written by threads need fence.proxy.async; true by default */
     bool exempt;     /* ranges are not checked against other ops (raw shared memory) */

@@ -6,6 +6,7 @@
 #include "count.h"
 #include "mutant.h"
 #include "schedule.h"
+#include "timeline.h"
 
 #include "cuda_runtime_api.h"
 
@@ -185,6 +186,7 @@ static bool run_cluster(const struct model_launch *l, uint64_t number)
     unsigned cx = (unsigned)(number % nx), cy = (unsigned)(number / nx % ny),
              cz = (unsigned)(number / nx / ny);
     model_cluster.blocks = size;
+    model_trace_cluster_begin();
     model_cluster_barrier_begin();
     on_fiber = false;
     bool good = setjmp(set_up) == 0;
@@ -199,6 +201,8 @@ static bool run_cluster(const struct model_launch *l, uint64_t number)
         }
         on_fiber = true;
         good = model_run_cluster(all, size * threads);
+        if (good)
+            model_timeline_cluster();
     }
     for (int b = 0; b < size; b++)
         model_barriers_end(blocks[b]);
@@ -214,6 +218,9 @@ bool model_launch_run(const struct model_kernel *kernel, const struct model_laun
     snprintf(which, sizeof which, "%s %s", kernel->file, kernel->name);
     model_mutant_select(which);
     model_counts_begin();
+    char name[512];
+    kernel_name(kernel, name, sizeof name);
+    model_timeline_begin(name);
     model_running_kernel = kernel;
     running_args = args;
     blockDim = l->block;
@@ -245,7 +252,7 @@ bool model_launch_run(const struct model_kernel *kernel, const struct model_laun
     for (uint64_t i = 0; i < clusters; i++)
         if (!run_cluster(l, (first + i % clusters * (stride % clusters)) % clusters))
             return false;
-    kernel_name(kernel, which, sizeof which);
-    model_counts_end(which, clusters * (uint64_t)size);
+    model_counts_end(name, clusters * (uint64_t)size);
+    model_timeline_end(name, clusters, size);
     return true;
 }

@@ -2,6 +2,7 @@
 /* The scheduler: ready threads, sleeping threads, and ops that may run. Threads switch straight
  * from one to the next; the launching thread's own context is taken up again only at the end. */
 #include "schedule.h"
+#include "trace.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -79,6 +80,7 @@ struct model_op *model_op_new(const char *name, void (*run)(struct model_op *op)
     op->data = (char *)op + head;
     op->issuer = model_self;
     op->at = at;
+    op->trace = model_tracing && model_self ? model_self->trace : NULL;
     op->async_proxy = true;
     op->ready_at = -1;
     op->open_next = open_ops;
@@ -205,7 +207,10 @@ static void run_op(struct model_op *op)
         not_runnable(op);
     if (op->issuer)
         model_self = op->issuer;
+    struct trace_event *outer = model_trace_op;
+    model_trace_op = op->trace;
     op->run(op);
+    model_trace_op = outer;
     model_self = self;
     model_marks_clear(op);
     op->done = true;

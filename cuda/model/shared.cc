@@ -3,6 +3,7 @@
  * address. */
 #include "count.h"
 #include "schedule.h"
+#include "trace.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -375,6 +376,8 @@ void model_ld_shared(void *value, uint32_t address, uint32_t bytes, struct model
     model_step();
     struct model_place p = own_place(address, bytes, bytes, "ld.shared", at);
     model_tally(COUNT_SHARED_LD, bytes);
+    if (model_tracing)
+        model_trace_access(model_trace(TRACE_LD, at), address, bytes);
     model_check_read(&p.block->shared, p.offset, bytes, "ld.shared", at);
     memcpy(value, p.block->shared.data + p.offset, bytes);
 }
@@ -384,6 +387,8 @@ void model_st_shared(uint32_t address, const void *value, uint32_t bytes, struct
     model_step();
     struct model_place p = own_place(address, bytes, bytes, "st.shared", at);
     model_tally(COUNT_SHARED_ST, bytes);
+    if (model_tracing)
+        model_trace_access(model_trace(TRACE_ST, at), address, bytes);
     model_check_write(&p.block->shared, p.offset, bytes, "st.shared", at);
     memcpy(p.block->shared.data + p.offset, value, bytes);
 }
@@ -392,6 +397,8 @@ void model_ld_shared_cluster(void *value, uint32_t address, uint32_t bytes, stru
 {
     model_step();
     struct model_place p = model_place_of(address, bytes, bytes, "ld.shared::cluster", at);
+    if (model_tracing)
+        model_trace(TRACE_REMOTE, at)->bytes += bytes;
     model_check_read(&p.block->shared, p.offset, bytes, "ld.shared::cluster", at);
     memcpy(value, p.block->shared.data + p.offset, bytes);
 }
@@ -401,12 +408,16 @@ void model_st_shared_cluster(uint32_t address, const void *value, uint32_t bytes
 {
     model_step();
     struct model_place p = model_place_of(address, bytes, bytes, "st.shared::cluster", at);
+    if (model_tracing)
+        model_trace(TRACE_REMOTE, at)->bytes += bytes;
     model_check_write(&p.block->shared, p.offset, bytes, "st.shared::cluster", at);
     memcpy(p.block->shared.data + p.offset, value, bytes);
 }
 
-void model_fence_proxy_async(struct model_at)
+void model_fence_proxy_async(struct model_at at)
 {
+    if (model_tracing)
+        model_trace(TRACE_SYNCWARP, at);
     model_self->fences++;
     fenced_landings = model_self->landed > fenced_landings ? model_self->landed : fenced_landings;
 }
@@ -463,6 +474,11 @@ void model_cp_async(uint32_t smem, const void *gmem, uint32_t bytes, uint32_t va
     struct model_fiber *f = model_self;
     struct copy c = {NULL, gmem, bytes, valid};
     model_tally(COUNT_COPIED_IN, bytes);
+    if (model_tracing) {
+        struct trace_event *ev = model_trace(TRACE_ASYNC, at);
+        ev->bytes += bytes;
+        model_trace_global(ev, gmem, valid);
+    }
     if (valid > bytes)
         model_fail(at, "cp.async: %u valid bytes of %u", valid, bytes);
     if (valid && (uintptr_t)gmem % bytes)
@@ -487,8 +503,10 @@ void model_cp_async(uint32_t smem, const void *gmem, uint32_t bytes, uint32_t va
     model_op_issue(op);
 }
 
-void model_cp_async_commit(struct model_at)
+void model_cp_async_commit(struct model_at at)
 {
+    if (model_tracing)
+        model_trace(TRACE_ASYNC_COMMIT, at);
     struct model_fiber *f = model_self;
     open_group(f);
     if (f->num_copies == f->room_copies)
@@ -513,13 +531,17 @@ static void wait_groups(int left)
     drop_finished(f);
 }
 
-void model_cp_async_wait_group(int groups, struct model_at)
+void model_cp_async_wait_group(int groups, struct model_at at)
 {
+    if (model_tracing)
+        model_trace(TRACE_ASYNC_WAIT, at)->amount = (uint32_t)groups;
     wait_groups(groups + 1);
 }
 
-void model_cp_async_wait_all(struct model_at)
+void model_cp_async_wait_all(struct model_at at)
 {
+    if (model_tracing)
+        model_trace(TRACE_ASYNC_WAIT, at)->amount = UINT32_MAX; /* open ones, too */
     wait_groups(0);
 }
 
@@ -537,6 +559,8 @@ void model_cp_async_mbarrier_arrive_noinc(uint32_t bar, struct model_at at)
 {
     struct model_fiber *f = model_self;
     own_place(bar, 8, 8, "cp.async.mbarrier.arrive.noinc", at);
+    if (model_tracing)
+        model_trace(TRACE_ASYNC_ARRIVE, at);
     struct model_op *op =
         model_op_new("cp.async.mbarrier.arrive.noinc", run_landed, sizeof(struct landed), at);
     ((struct landed *)op->data)->bar = bar;
@@ -549,6 +573,8 @@ void model_cp_async_mbarrier_arrive_noinc(uint32_t bar, struct model_at at)
 /* ldmatrix reads rows of 16 bytes. */
 const unsigned char *model_matrix_row(uint32_t address, struct model_at at)
 {
+    if (model_tracing)
+        model_trace_access(model_trace(TRACE_LD, at), address, 16);
     if (model_self->block->raw)
         return raw_pointer(address, 16, "ldmatrix", at);
     struct model_place p = own_place(address, 16, 16, "ldmatrix", at);

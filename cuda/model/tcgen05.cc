@@ -4,6 +4,7 @@
 #include "count.h"
 #include "tensor.h"
 #include "tmem.h"
+#include "trace.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -297,6 +298,8 @@ void model_tcgen05_ld(int shape, u32 *r, int registers, u32 taddr, struct model_
 {
     struct transfer x = {shape, registers, taddr, r, NULL, at};
     model_needs_sm(100, 119, names[0][shape], at);
+    if (model_tracing)
+        model_trace(TRACE_TMEM_LD, at)->bytes = 128 * (uint32_t)registers;
     model_collective(names[0][shape], FULL, ld, &x, at);
 }
 
@@ -325,6 +328,8 @@ static void wait_ld(struct model_warp *warp, uint32_t mask, void *const args[32]
 void model_tcgen05_wait_ld(struct model_at at)
 {
     model_needs_sm(100, 119, "tcgen05.wait::ld", at);
+    if (model_tracing)
+        model_trace(TRACE_TMEM_WAIT_LD, at);
     model_collective("tcgen05.wait::ld", FULL, wait_ld, NULL, at);
 }
 
@@ -390,6 +395,8 @@ void model_tcgen05_st(int shape, u32 taddr, const u32 *r, int registers, struct 
 {
     struct transfer x = {shape, registers, taddr, NULL, r, at};
     model_needs_sm(100, 119, names[1][shape], at);
+    if (model_tracing)
+        model_trace(TRACE_TMEM_ST, at)->bytes = 128 * (uint32_t)registers;
     model_collective(names[1][shape], FULL, st, &x, at);
 }
 
@@ -410,6 +417,8 @@ static void wait_st(struct model_warp *warp, uint32_t mask, void *const args[32]
 void model_tcgen05_wait_st(struct model_at at)
 {
     model_needs_sm(100, 119, "tcgen05.wait::st", at);
+    if (model_tracing)
+        model_trace(TRACE_TMEM_WAIT_ST, at);
     model_collective("tcgen05.wait::st", FULL, wait_st, NULL, at);
 }
 

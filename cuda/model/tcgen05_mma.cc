@@ -6,6 +6,7 @@
 #include "matrix.h"
 #include "tensor.h"
 #include "tmem.h"
+#include "trace.h"
 
 #include <string.h>
 
@@ -206,6 +207,7 @@ void model_tcgen05_mma(int group, bool kind_f16, bool ws, u32 d, bool a_in_tmem,
     const char *what = ws ? "tcgen05.mma.ws" : "tcgen05.mma";
     model_needs_sm(100, 119, what, at);
     model_step();
+    struct trace_event *ev = model_tracing ? model_trace(TRACE_UMMA, at) : NULL;
     struct model_op *op = model_op_new(what, mma_run, sizeof(struct mma_work), at);
     struct mma_work *w = (struct mma_work *)op->data;
     blocks_of(group, w->block, what, at);
@@ -256,6 +258,11 @@ void model_tcgen05_mma(int group, bool kind_f16, bool ws, u32 d, bool a_in_tmem,
     }
     /* 4096 products of 16 bits a clock with all 128 lanes at work; 64 spread rows take as long */
     uint64_t lanes = s->spread ? 128 : (uint64_t)s->rows;
+    if (ev != NULL) { /* of each CTA's tensor core */
+        ev->amount = (uint32_t)(lanes * (uint64_t)s->n / 256);
+        ev->bytes = (uint32_t)((a_in_tmem ? 0 : s->rows) + s->n / s->ctas) * 32;
+        ev->ctas = (uint8_t)s->ctas;
+    }
     model_tally(COUNT_TENSOR, (uint64_t)s->ctas * lanes * (uint64_t)s->n / 256);
     model_tally(COUNT_OPERANDS,
                 ((a_in_tmem ? 0 : (uint64_t)(s->ctas * s->rows)) + (uint64_t)s->n) * 32);
@@ -341,6 +348,11 @@ void model_tcgen05_cp(int group, int shape, u32 taddr, u64 desc, struct model_at
     const char *what = copies[shape].name;
     model_needs_sm(100, 119, what, at);
     model_step();
+    if (model_tracing) {
+        struct trace_event *ev = model_trace(TRACE_UMMA_COPY, at);
+        ev->bytes = copies[shape].rows * copies[shape].words * 4;
+        ev->ctas = (uint8_t)group;
+    }
     struct model_op *op = model_op_new(what, cp_run, sizeof(struct cp_work), at);
     struct cp_work *w = (struct cp_work *)op->data;
     blocks_of(group, w->block, what, at);
@@ -403,6 +415,8 @@ void model_tcgen05_commit(int group, u32 bar, u16 mask, struct model_at at)
 {
     model_needs_sm(100, 119, commit_name, at);
     model_step();
+    if (model_tracing)
+        model_trace(TRACE_UMMA_COMMIT, at);
     struct thread_state *state = model_thread_state(model_self);
     model_tmem(model_self->block, group, commit_name, at);
     if (state->mma_issued == 0)

@@ -5,6 +5,7 @@
 #include "tensor.h"
 #include "tensor_map.h"
 #include "tensor_state.h"
+#include "trace.h"
 
 #include "../tensor_map.h"
 
@@ -125,6 +126,7 @@ static void load(struct model_op *op)
         memset(line, 0, row_bytes);
         if (p.bytes != 0)
             memcpy(line + p.first, p.global, p.bytes);
+        model_trace_global(op->trace, p.global, p.bytes);
         for (int t = 0; t < w->targets; t++) {
             unsigned char *data = w->place[t].block->shared.data;
             for (uint32_t i = 0; i < row_bytes; i += 16) {
@@ -181,6 +183,11 @@ static void issue_load(const struct box *box, u32 dst, u32 bar, bool pair, u16 m
     if (dst % 128 != 0)
         model_fail(at, "%s: destination: got 0x%x, want a multiple of 128", what, dst);
     check_corner(box, what, at);
+    if (model_tracing) {
+        struct trace_event *ev = model_trace(TRACE_COPY_IN, at);
+        ev->bytes += bytes;
+        ev->amount |= mask;
+    }
     struct model_op *op = model_op_new(what, load, sizeof(struct load_work), at);
     struct load_work *w = (struct load_work *)op->data;
     w->box = *box;
@@ -292,6 +299,7 @@ void model_tma_store(const struct mla_tensor_map *map, u32 src, int rank, const 
     const char *what = "cp.async.bulk.tensor (store)";
     model_needs_sm(90, 999, what, at);
     model_step();
+    struct trace_event *ev = model_tracing ? model_trace(TRACE_COPY_OUT, at) : NULL;
     struct model_op *op = model_op_new(what, store, sizeof(struct store_work), at);
     struct store_work *w = (struct store_work *)op->data;
     w->box.map = decode(map, rank, what, at);
@@ -307,6 +315,8 @@ void model_tma_store(const struct mla_tensor_map *map, u32 src, int rank, const 
     uint32_t bytes = box_bytes(&w->box);
     w->place = model_place_of(src, bytes, 128, what, at);
     model_tally(COUNT_COPIED_OUT, bytes);
+    if (ev != NULL)
+        ev->bytes += bytes;
     if (w->place.block != model_self->block)
         model_fail(at, "%s: source: got 0x%x, want the CTA's own shared memory", what, src);
     model_op_reads(op, &w->place.block->shared, w->place.offset, bytes);
@@ -325,6 +335,7 @@ static void bulk_in(struct model_op *op)
 {
     struct bulk_work *w = (struct bulk_work *)op->data;
     memcpy(w->place.block->shared.data + w->place.offset, w->global, w->bytes);
+    model_trace_global(op->trace, w->global, w->bytes);
     model_mbarrier_do_complete_tx(w->bar, w->bytes, op->name, op->at);
 }
 
@@ -353,6 +364,8 @@ static struct model_op *bulk(void (*run)(struct model_op *), const char *what, u
 void model_bulk_load(u32 dst, const void *gmem, u32 bytes, u32 bar, struct model_at at)
 {
     const char *what = "cp.async.bulk (load)";
+    if (model_tracing)
+        model_trace(TRACE_COPY_IN, at)->bytes += bytes;
     struct model_op *op = bulk(bulk_in, what, dst, gmem, bytes, at);
     struct bulk_work *w = (struct bulk_work *)op->data;
     w->bar = bar;
@@ -365,6 +378,8 @@ void model_bulk_load(u32 dst, const void *gmem, u32 bytes, u32 bar, struct model
 void model_bulk_store(void *gmem, u32 src, u32 bytes, struct model_at at)
 {
     const char *what = "cp.async.bulk (store)";
+    if (model_tracing)
+        model_trace(TRACE_COPY_OUT, at)->bytes += bytes;
     struct model_op *op = bulk(bulk_out, what, src, gmem, bytes, at);
     model_tally(COUNT_COPIED_OUT, bytes);
     struct bulk_work *w = (struct bulk_work *)op->data;
@@ -380,6 +395,8 @@ void model_bulk_commit(struct model_at at)
 {
     model_needs_sm(90, 999, "cp.async.bulk.commit_group", at);
     model_step();
+    if (model_tracing)
+        model_trace(TRACE_BULK_COMMIT, at);
     struct thread_state *state = model_thread_state(model_self);
     state->bulk_group++;
     state->bulk_open = false;
@@ -393,6 +410,8 @@ void model_bulk_wait(int pending, bool read, struct model_at at)
     (void)read;
     model_needs_sm(90, 999, "cp.async.bulk.wait_group", at);
     model_step();
+    if (model_tracing)
+        model_trace(TRACE_BULK_WAIT, at)->amount = (uint32_t)pending;
     struct thread_state *state = model_thread_state(model_self);
     while (state->bulk_group - state->bulk_done > (uint64_t)pending)
         model_group_finish(&state->bulk[state->bulk_done++ % BULK_GROUPS]);

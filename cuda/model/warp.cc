@@ -3,6 +3,7 @@
 #include "count.h"
 #include "number.h"
 #include "schedule.h"
+#include "trace.h"
 
 #include <math.h>
 #include <string.h>
@@ -11,6 +12,8 @@
 
 void model_syncwarp(uint32_t mask, struct model_at at)
 {
+    if (model_tracing)
+        model_trace(TRACE_SYNCWARP, at);
     model_collective("__syncwarp", mask, NULL, NULL, at);
 }
 
@@ -19,8 +22,10 @@ uint32_t model_activemask(struct model_at)
     return model_self->warp->live;
 }
 
-void model_atomic(void)
+void model_atomic(struct model_at at)
 {
+    if (model_tracing)
+        model_trace(TRACE_ATOMIC, at);
     model_step();
 }
 
@@ -69,6 +74,9 @@ void model_shuffle(const char *name, uint32_t mask, void *value, size_t bytes,
     if (width < 1 || width > 32 || (width & (width - 1)))
         model_fail(at, "%s: width %d, want a power of two up to 32", name, width);
     memcpy(&s.in, value, bytes);
+    if (model_tracing)
+        for (size_t i = 0; i < bytes; i += 4)
+            model_trace(TRACE_SHUFFLE, at)->wavefronts = 1;
     model_collective(name, mask, run_shuffle, &s, at);
     memcpy(value, &s.out, bytes);
 }
@@ -93,6 +101,8 @@ static void run_vote(struct model_warp *, uint32_t mask, void *const args[32])
 uint32_t model_vote(const char *name, uint32_t mask, int predicate, struct model_at at)
 {
     struct word w = {predicate != 0, 0, 0, false};
+    if (model_tracing)
+        model_trace(TRACE_VOTE, at);
     model_collective(name, mask, run_vote, &w, at);
     return (uint32_t)w.out;
 }
@@ -136,6 +146,8 @@ uint32_t model_reduce(const char *name, uint32_t mask, uint32_t value, enum mode
                       bool is_signed, struct model_at at)
 {
     struct word w = {value, 0, kind, is_signed};
+    if (model_tracing)
+        model_trace(TRACE_VOTE, at);
     model_collective(name, mask, run_reduce, &w, at);
     return (uint32_t)w.out;
 }
@@ -155,6 +167,8 @@ static void run_match(struct model_warp *, uint32_t mask, void *const args[32])
 uint32_t model_match(uint32_t mask, uint64_t value, struct model_at at)
 {
     struct word w = {value, 0, 0, false};
+    if (model_tracing)
+        model_trace(TRACE_VOTE, at);
     model_collective("__match_any_sync", mask, run_match, &w, at);
     return (uint32_t)w.out;
 }
@@ -250,6 +264,8 @@ void model_mma_m16n8k16(float c[4], const uint32_t a[4], uint32_t b0, uint32_t b
     struct fragment f = {c, a, {b0, b1}, is_bf16, at};
     if (model_self->lane == 0)
         model_tally(COUNT_TENSOR, 1); /* at the full rate, which mma.sync does not reach on sm_90 */
+    if (model_tracing)
+        model_trace(TRACE_MMA_SYNC, at)->amount = 4;
     model_collective("mma.sync", 0xFFFFFFFFu, run_mma, &f, at);
 }
 
@@ -288,11 +304,13 @@ void model_ldmatrix_x4(uint32_t r[4], uint32_t smem, bool transposed, struct mod
 
 uint32_t model_cvt_rn_bf16x2_f32(float low, float high)
 {
+    model_work(PIPE_ALU, 1);
     return model_bf16_of(low) | (uint32_t)model_bf16_of(high) << 16;
 }
 
 uint32_t model_cvt_rn_f16x2_f32(float low, float high)
 {
+    model_work(PIPE_ALU, 1);
     return model_f16_of(low) | (uint32_t)model_f16_of(high) << 16;
 }
 
@@ -303,12 +321,14 @@ uint32_t model_cvt_rn_f16x2_e4m3x2(uint16_t two)
 
 uint16_t model_cvt_rn_satfinite_e4m3x2_f32(float low, float high)
 {
+    model_work(PIPE_ALU, 1);
     return (uint16_t)(model_e4m3_of(low) | model_e4m3_of(high) << 8);
 }
 
 float model_ex2_approx_ftz(float x)
 {
     model_tally(COUNT_EX2, 1);
+    model_work(PIPE_MUFU, 1);
     if (fabsf(x) < 0x1p-126f)
         return 1;
     float r = exp2f(x);
@@ -329,6 +349,7 @@ void model_unpack_f32x2(float *low, float *high, uint64_t two)
 uint64_t model_fma_rn_f32x2(uint64_t a, uint64_t b, uint64_t c)
 {
     float x[3][2];
+    model_work(PIPE_FMA2, 1);
     model_unpack_f32x2(&x[0][0], &x[0][1], a);
     model_unpack_f32x2(&x[1][0], &x[1][1], b);
     model_unpack_f32x2(&x[2][0], &x[2][1], c);
@@ -338,6 +359,7 @@ uint64_t model_fma_rn_f32x2(uint64_t a, uint64_t b, uint64_t c)
 uint64_t model_mul_rn_f32x2(uint64_t a, uint64_t b)
 {
     float x[2][2];
+    model_work(PIPE_FMA2, 1);
     model_unpack_f32x2(&x[0][0], &x[0][1], a);
     model_unpack_f32x2(&x[1][0], &x[1][1], b);
     return model_pack_f32x2(x[0][0] * x[1][0], x[0][1] * x[1][1]);
@@ -346,6 +368,7 @@ uint64_t model_mul_rn_f32x2(uint64_t a, uint64_t b)
 uint64_t model_add_rn_f32x2(uint64_t a, uint64_t b)
 {
     float x[2][2];
+    model_work(PIPE_FMA2, 1);
     model_unpack_f32x2(&x[0][0], &x[0][1], a);
     model_unpack_f32x2(&x[1][0], &x[1][1], b);
     return model_pack_f32x2(x[0][0] + x[1][0], x[0][1] + x[1][1]);
@@ -353,5 +376,6 @@ uint64_t model_add_rn_f32x2(uint64_t a, uint64_t b)
 
 float model_max3_f32(float a, float b, float c)
 {
+    model_work(PIPE_ALU, 1);
     return fmaxf(fmaxf(a, b), c);
 }

@@ -7,6 +7,7 @@
 #include "matrix.h"
 #include "tensor.h"
 #include "tensor_state.h"
+#include "trace.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -195,6 +196,11 @@ static void issue(struct model_warp *warp, uint32_t mask, void *const args[32])
     state->wgmma_open = true;
     state->at = x->at;
     /* a warp's quarter: 64 x n x 16 products of 16 bits at 2048 a clock, 8 bits twice as fast */
+    if (model_tracing) {
+        struct trace_event *ev = model_self->trace;
+        ev->amount = (uint32_t)w->n / 2;
+        ev->bytes = ((w->registers ? 0 : 16) + (uint32_t)w->n / 4) * 32;
+    }
     model_tally(COUNT_TENSOR, (uint64_t)w->n / 8);
     model_tally(COUNT_OPERANDS, ((w->registers ? 0 : 16) + (uint64_t)w->n / 4) * 32);
     model_op_in_chain(op, &state->wgmma_chain);
@@ -207,6 +213,8 @@ static void enter(struct argument *x, const char *what)
     model_needs_sm(90, 90, what, x->at);
     if (x->n % 8 != 0 || x->n < 8 || x->n > 256)
         model_fail(x->at, "%s: n: got %d, want a multiple of 8, 8 to 256", what, x->n);
+    if (model_tracing)
+        model_trace(TRACE_WGMMA, x->at);
     model_collective(what, 0xFFFFFFFF, issue, x, x->at);
 }
 
@@ -234,6 +242,8 @@ static void fence(struct model_warp *warp, uint32_t mask, void *const args[32])
 void model_wgmma_fence(struct model_at at)
 {
     model_needs_sm(90, 90, "wgmma.fence", at);
+    if (model_tracing)
+        model_trace(TRACE_SYNCWARP, at);
     model_collective("wgmma.fence", 0xFFFFFFFF, fence, NULL, at);
 }
 
@@ -257,6 +267,8 @@ static void commit(struct model_warp *warp, uint32_t mask, void *const args[32])
 void model_wgmma_commit(struct model_at at)
 {
     model_needs_sm(90, 90, "wgmma.commit_group", at);
+    if (model_tracing)
+        model_trace(TRACE_WGMMA_COMMIT, at);
     model_collective("wgmma.commit_group", 0xFFFFFFFF, commit, NULL, at);
 }
 
@@ -316,6 +328,8 @@ void model_wgmma_wait(int pending, struct model_at at)
 {
     model_needs_sm(90, 90, "wgmma.wait_group", at);
     struct wait_argument x = {pending, at};
+    if (model_tracing)
+        model_trace(TRACE_WGMMA_WAIT, at)->amount = (uint32_t)pending;
     model_collective("wgmma.wait_group", 0xFFFFFFFF, wait, &x, at);
 }
 

@@ -122,23 +122,6 @@ static void explain(const char *name, const char *want, const char *got, const u
     }
 }
 
-/* Where the model is known to differ from the record, and why that is left open: a difference there
- * is told, not counted; agreement would be. */
-static const struct {
-    const char *name, *why;
-} open_cases[] = {
-    {"mbarrier phases and bytes",
-     "behind two arrivals in a row an H100 answered yes to both parities, which no phase can mean"},
-};
-
-static const char *open_case(const char *name)
-{
-    for (size_t i = 0; i < sizeof open_cases / sizeof *open_cases; i++)
-        if (strcmp(name, open_cases[i].name) == 0)
-            return open_cases[i].why;
-    return NULL;
-}
-
 /* words NULL: refused. */
 static void answer(const char *name, const uint32_t *words, size_t n)
 {
@@ -152,12 +135,8 @@ static void answer(const char *name, const uint32_t *words, size_t n)
         fprintf(record, "%s\n", line);
         return;
     }
-    const char *want = line_named(name), *open = open_case(name);
-    if (want != NULL && open != NULL) {
-        bool same = strcmp(want, line) == 0;
-        printf("%s %s: %s\n", same ? "NO LONGER OPEN" : "OPEN", name, open);
-        num_wrong += same;
-    } else if (want == NULL) {
+    const char *want = line_named(name);
+    if (want == NULL) {
         printf("MISSING %s: not in the record\n", name);
         num_wrong++;
     } else if (strcmp(want, line) != 0 && (!words || strstr(want, "\trefused"))) {

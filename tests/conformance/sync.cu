@@ -13,11 +13,14 @@
 
 #include <string.h>
 
-/* What both parities say, as two bits. */
-static __device__ __forceinline__ u32 parities(u32 bar)
+/* What both parities say, as two bits. The fence holds the thread until it has the answers: a
+ * try_wait may take its time, and meanwhile an H100 goes on with what does not need its result. Had
+ * the next instruction ended the phase, the answer would be yes. */
+static __device__ __forceinline__ void parities(u32 *out, u32 bar)
 {
     u32 zero = mbarrier_try_wait(bar, 0), one = mbarrier_try_wait(bar, 1);
-    return zero | one << 1;
+    *out = zero | one << 1;
+    __threadfence();
 }
 
 /* One thread: the state after each step. */
@@ -27,44 +30,44 @@ __global__ void phases(const __grid_constant__ conform_args args)
     u32 *out = args.out;
     mbarrier_init(bar, 2);
     fence_mbarrier_init();
-    out[n++] = parities(bar); /* fresh */
+    parities(out + n++, bar); /* fresh */
     mbarrier_arrive(bar);
-    out[n++] = parities(bar); /* one of two */
+    parities(out + n++, bar); /* one of two */
     mbarrier_arrive(bar);
-    out[n++] = parities(bar); /* phase 0 over */
+    parities(out + n++, bar); /* phase 0 over */
     mbarrier_arrive_expect_tx(bar, 64);
     mbarrier_arrive(bar);
-    out[n++] = parities(bar); /* arrived, bytes missing */
+    parities(out + n++, bar); /* arrived, bytes missing */
     mbarrier_complete_tx(bar, 48);
-    out[n++] = parities(bar);
+    parities(out + n++, bar);
     mbarrier_complete_tx(bar, 16);
-    out[n++] = parities(bar);      /* phase 1 over */
+    parities(out + n++, bar);      /* phase 1 over */
     mbarrier_complete_tx(bar, 32); /* bytes before they are expected */
-    out[n++] = parities(bar);
+    parities(out + n++, bar);
     mbarrier_arrive(bar);
-    out[n++] = parities(bar);
+    parities(out + n++, bar);
     mbarrier_arrive_expect_tx(bar, 32);
-    out[n++] = parities(bar); /* phase 2 over */
+    parities(out + n++, bar); /* phase 2 over */
     mbarrier_expect_tx(bar, 128);
     mbarrier_arrive(bar);
     mbarrier_arrive(bar);
-    out[n++] = parities(bar); /* only bytes missing */
+    parities(out + n++, bar); /* only bytes missing */
     mbarrier_complete_tx(bar, 128);
-    out[n++] = parities(bar); /* phase 3 over */
+    parities(out + n++, bar); /* phase 3 over */
     mbarrier_expect_tx(bar, 16);
     mbarrier_complete_tx(bar, 16); /* bytes come and go within a phase that nobody has ended */
-    out[n++] = parities(bar);
+    parities(out + n++, bar);
     mbarrier_arrive(bar);
     mbarrier_arrive(bar);
-    out[n++] = parities(bar); /* phase 4 over */
+    parities(out + n++, bar); /* phase 4 over */
     mbarrier_inval(bar);
     mbarrier_init(bar, 1);
-    out[n++] = parities(bar);
+    parities(out + n++, bar);
     mbarrier_arrive(bar);
-    out[n++] = parities(bar);
+    parities(out + n++, bar);
     for (int i = 0; i < 5; i++) {
         mbarrier_arrive(bar);
-        out[n++] = parities(bar);
+        parities(out + n++, bar);
     }
 }
 
@@ -135,7 +138,7 @@ __global__ void __launch_bounds__(32) cluster(const __grid_constant__ conform_ar
     if (lane < 4)
         out[20 + lane] = ld_shared<u32>(base + 128 + 4 * lane);
     if (lane == 4)
-        out[24] = parities(base);
+        parities(out + 24, base);
     cluster_sync();
 }
 
@@ -179,7 +182,7 @@ __global__ void __launch_bounds__(64) copies(const __grid_constant__ conform_arg
     mbarrier_wait(base, 0);
     __syncthreads();
     if (t == 0)
-        args.out[0] = parities(base);
+        parities(args.out, base);
     for (u32 i = t; i < 500; i += 64)
         args.out[1 + i] = ld_shared<u32>(data + 4 * i);
     __syncthreads();

@@ -31,6 +31,10 @@ extern uint32_t *test_out, *test_in; /* OUT_WORDS each */
 void test_right(const char *name, const struct test_launch *launch, struct test_args *args,
                 bool (*check)(const struct test_args *args));
 
+/* The same under the eager schedule alone. */
+void test_once(const char *name, const struct test_launch *launch, struct test_args *args,
+               bool (*check)(const struct test_args *args));
+
 /* The mistake must be reported with words that hold text: under every schedule, or at least under
  * the late one, for mistakes that need an operation still under way. */
 enum test_when { ALWAYS, LATE };

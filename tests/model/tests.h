@@ -10,6 +10,8 @@ void test_tensor_shapes(void);
 void test_wgmma(void);
 void test_tma(void);
 void test_threads(void);
+void test_locals(void);
+void test_timeline(void);
 void test_threads_wrong(void);
 
 /* Element (row, k) of operand `which` of the tests' multiplications: -3 to 3. */

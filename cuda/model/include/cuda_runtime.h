@@ -312,8 +312,7 @@ static inline void __threadfence_block(void)
 #define MODEL_ATOMIC(name, expression)                                                             \
     template <class T> static inline T name(T *p, T value MLA_AT)                                  \
     {                                                                                              \
-        (void)at;                                                                                  \
-        model_atomic();                                                                            \
+        model_atomic(at);                                                                          \
         T old = *p;                                                                                \
         *p = expression;                                                                           \
         return old;                                                                                \
@@ -330,9 +329,9 @@ static inline unsigned atomicAdd(unsigned *p, int value)
 {
     return atomicAdd(p, (unsigned)value);
 }
-template <class T> static inline T atomicCAS(T *p, T compare, T value)
+template <class T> static inline T atomicCAS(T *p, T compare, T value MLA_AT)
 {
-    model_atomic();
+    model_atomic(at);
     T old = *p;
     if (old == compare)
         *p = value;
