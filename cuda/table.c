@@ -16,7 +16,7 @@ static const struct mla_kernel *const kernels[] = {
 #ifdef MLA_WITH_SM90
     /* Behind the portable rows, so that only a name chooses them: not measured yet. */
     &mla_mha_prefill_sm90, &mla_mha_latent_sm90, &mla_sparse_mqa_prefill_sm90,
-    &mla_sparse_mqa_latent_sm90,
+    &mla_sparse_mqa_latent_sm90, &mla_mqa_decode_sm90, &mla_mqa_decode_latent_sm90,
 #endif
     &mla_mqa_generic, &mla_mha_generic, NULL};
 
