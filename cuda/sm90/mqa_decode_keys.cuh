@@ -155,6 +155,39 @@ template <int ROPE> struct plain_rows {
     }
 };
 
+#ifdef DECODE_INT
+__device__ __forceinline__ u32 bf_fma(u32 a, u32 b, u32 c)
+{
+    u32 r;
+    asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(r) : "r"(a), "r"(b), "r"(c));
+    return r;
+}
+struct wide_scale {
+    u32 high, low;
+};
+__device__ __forceinline__ struct wide_scale split_scale(float x)
+{
+    struct wide_scale s;
+    s.high = cvt_rn_bf16x2_f32(x, x);
+    float rest = x - __uint_as_float(s.high & 0xFFFF0000u);
+    s.low = cvt_rn_bf16x2_f32(rest, rest);
+    return s;
+}
+__device__ __forceinline__ uint4 widen8(uint2 raw, struct wide_scale s)
+{
+    u32 out[4];
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+        u32 word = i < 2 ? raw.x : raw.y;
+        u32 x = __byte_perm(word, 0, i & 1 ? 0x3424 : 0x1404); /* 0, b0, 0, b1 */
+        u32 y = (x & 0x80008000u) | (x >> 4 & 0x07F007F0u);
+        u32 v = bf_fma(y, 0x7B807B80u, 0x80008000u); /* 2^120 */
+        out[i] = bf_fma(v, s.high, bf_fma(v, s.low, 0x80008000u));
+    }
+    return make_uint4(out[0], out[1], out[2], out[3]);
+}
+#endif
+
 /* 16 e4m3 values of columns 128 · i + 16 · part. Lanes 4 to 7 store their halves the other way round:
  * eight lanes write all banks once. */
 template <class T>
@@ -165,8 +198,19 @@ __device__ __forceinline__ void put_e4m3(u32 at, int key, int part, int i, uint4
     const int tile = 2 * i + (part >> 2), piece = 2 * (part & 3);
     const uint2 one = swap ? make_uint2(v.z, v.w) : make_uint2(v.x, v.y);
     const uint2 two = swap ? make_uint2(v.x, v.y) : make_uint2(v.z, v.w);
+#ifdef DECODE_INT
+    u32 nan = 0;
+    nan |= (v.x & 0x7F7F7F7Fu) + 0x01010101u;
+    nan |= (v.y & 0x7F7F7F7Fu) + 0x01010101u;
+    nan |= (v.z & 0x7F7F7F7Fu) + 0x01010101u;
+    nan |= (v.w & 0x7F7F7F7Fu) + 0x01010101u;
+    struct wide_scale ws = split_scale(nan & 0x80808080u ? NAN : low);
+    put(at, key, tile, piece + swap, widen8(one, ws));
+    put(at, key, tile, piece + !swap, widen8(two, ws));
+#else
     put(at, key, tile, piece + swap, dequant_e4m3x8<T>(one, swap ? high : low));
     put(at, key, tile, piece + !swap, dequant_e4m3x8<T>(two, swap ? low : high));
+#endif
 }
 
 struct fp8_rows {
