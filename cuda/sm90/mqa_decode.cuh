@@ -69,15 +69,21 @@ struct decode_rows {
 
 /* Issues S = Q·K^T of a stage. */
 template <class T, class F>
-__device__ __forceinline__ void issue_block_scores(float (&s)[KEYS / 2], u32 smem, u32 stage)
+__device__ __forceinline__ void issue_block_scores(float (&s)[KEYS / 2], u32 smem, u32 stage,
+                                                   u32 phase)
 {
     const u64 a = wgmma_desc(smem, 16, 1024, 128);
     const u64 b = wgmma_desc(smem + S::k_at + stage * S::stage_bytes, 16, 1024, 128);
     wgmma_fence();
 #pragma unroll
-    for (int i = 0; i < F::TILES * 4; i++)
+    for (int i = 0; i < F::TILES * 4; i++) {
+        if (i == 16) {
+            mbarrier_wait(smem + S::k_right + stage * 8, phase);
+            wgmma_fence();
+        }
         wgmma_ss<T, KEYS>(s, desc_advance(a, i / 4 * TILE_BYTES + i % 4 * 32),
                           desc_advance(b, i / 4 * TILE_BYTES + i % 4 * 32), i > 0);
+    }
     wgmma_commit();
 }
 
@@ -390,7 +396,7 @@ __device__ __forceinline__ void attend_works(const struct mla_decode90_args &g, 
             mbarrier_wait(smem + S::k_full + mine.stage * 8, mine.phase);
             if (j + 2 >= steps && MLA_MUTANT == 6)
                 release(smem + S::q_free);
-            issue_block_scores<T, F>(s, smem, mine.stage);
+            issue_block_scores<T, F>(s, smem, mine.stage, mine.phase);
             if (j > 0) { /* the other's block */
                 read_block(smem, now, row, &r);
                 rescale(o, r.factor);
@@ -450,6 +456,7 @@ __global__ void __launch_bounds__(DECODE_THREADS, 1)
             mbarrier_init(smem + S::work_free + i * 8, 8);
             mbarrier_init(smem + S::k_full + i * 8, 4);
             mbarrier_init(smem + S::left_free + i * 8, 4);
+            mbarrier_init(smem + S::k_right + i * 8, 4);
             mbarrier_init(smem + S::right_free + i * 8, 8);
             mbarrier_init(smem + S::p_full + i * 8, 4);
         }
@@ -458,6 +465,7 @@ __global__ void __launch_bounds__(DECODE_THREADS, 1)
         fence_mbarrier_init();
     }
     __syncthreads();
+    griddep_launch_dependents(); /* combine waits for the end of this grid all the same */
     if (warp < 4) {
         setmaxnreg_dec<PRODUCER_REGISTERS>();
         MLA_ROLE("keys");

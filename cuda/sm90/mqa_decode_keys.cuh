@@ -12,6 +12,7 @@
 #include "any/mqa_work.cuh"
 #include "element.cuh"
 #include "mqa_decode.h"
+#include "ptx/global.cuh"
 #include "ptx/mbarrier.cuh"
 #include "ptx/shared.cuh"
 #include "ptx/tma.cuh"
@@ -19,6 +20,15 @@
 #include "ring.cuh"
 #include "warpgroup.cuh"
 
+#ifndef DPRE
+#define DPRE 1
+#endif
+#ifndef DSETS
+#define DSETS 2
+#endif
+#ifndef DECODE_PREFETCH
+#define DECODE_PREFETCH 1
+#endif
 static const int KEYS = MLA_DECODE90_KEYS, ROWS = MLA_DECODE90_ROWS;
 static const u32 TILE_BYTES = KEYS * 128; /* 64 columns of a block of keys, or of the queries */
 
@@ -35,7 +45,8 @@ struct decode_shape {
     static const u32 work_full = works_at + 2 * 64, work_free = work_full + 16,
                      k_full = work_free + 16, left_free = k_full + 8 * STAGES,
                      right_free = left_free + 8 * STAGES, p_full = right_free + 8 * STAGES,
-                     q_full = p_full + 8 * STAGES, q_free = q_full + 8, shared_bytes = q_free + 8;
+                     q_full = p_full + 8 * STAGES, q_free = q_full + 8, k_right = q_free + 8,
+                     shared_bytes = k_right + 8 * STAGES;
     static_assert(shared_bytes <= 232448, "227 KB of shared memory a block");
 };
 typedef decode_shape S;
@@ -131,11 +142,6 @@ __device__ __forceinline__ void put(u32 at, int key, int tile, int piece, uint4 
     st_shared(at + tile * TILE_BYTES + key * 128 + ((u32)(piece ^ (key & 7)) << 4), v);
 }
 
-__device__ __forceinline__ uint4 fetch16(const char *from, bool see)
-{
-    return see ? *(const uint4 *)from : make_uint4(0, 0, 0, 0);
-}
-
 /* A format is: TILES of 64 columns; SETS of four keys in flight; load of this lane's pieces (part 0
  * to 7) of a record at data, its rope or footer at other; and their way to shared memory as T. */
 template <int ROPE> struct plain_rows {
@@ -155,39 +161,6 @@ template <int ROPE> struct plain_rows {
     }
 };
 
-#ifdef DECODE_INT
-__device__ __forceinline__ u32 bf_fma(u32 a, u32 b, u32 c)
-{
-    u32 r;
-    asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(r) : "r"(a), "r"(b), "r"(c));
-    return r;
-}
-struct wide_scale {
-    u32 high, low;
-};
-__device__ __forceinline__ struct wide_scale split_scale(float x)
-{
-    struct wide_scale s;
-    s.high = cvt_rn_bf16x2_f32(x, x);
-    float rest = x - __uint_as_float(s.high & 0xFFFF0000u);
-    s.low = cvt_rn_bf16x2_f32(rest, rest);
-    return s;
-}
-__device__ __forceinline__ uint4 widen8(uint2 raw, struct wide_scale s)
-{
-    u32 out[4];
-#pragma unroll
-    for (int i = 0; i < 4; i++) {
-        u32 word = i < 2 ? raw.x : raw.y;
-        u32 x = __byte_perm(word, 0, i & 1 ? 0x3424 : 0x1404); /* 0, b0, 0, b1 */
-        u32 y = (x & 0x80008000u) | (x >> 4 & 0x07F007F0u);
-        u32 v = bf_fma(y, 0x7B807B80u, 0x80008000u); /* 2^120 */
-        out[i] = bf_fma(v, s.high, bf_fma(v, s.low, 0x80008000u));
-    }
-    return make_uint4(out[0], out[1], out[2], out[3]);
-}
-#endif
-
 /* 16 e4m3 values of columns 128 · i + 16 · part. Lanes 4 to 7 store their halves the other way round:
  * eight lanes write all banks once. */
 template <class T>
@@ -198,34 +171,23 @@ __device__ __forceinline__ void put_e4m3(u32 at, int key, int part, int i, uint4
     const int tile = 2 * i + (part >> 2), piece = 2 * (part & 3);
     const uint2 one = swap ? make_uint2(v.z, v.w) : make_uint2(v.x, v.y);
     const uint2 two = swap ? make_uint2(v.x, v.y) : make_uint2(v.z, v.w);
-#ifdef DECODE_INT
-    u32 nan = 0;
-    nan |= (v.x & 0x7F7F7F7Fu) + 0x01010101u;
-    nan |= (v.y & 0x7F7F7F7Fu) + 0x01010101u;
-    nan |= (v.z & 0x7F7F7F7Fu) + 0x01010101u;
-    nan |= (v.w & 0x7F7F7F7Fu) + 0x01010101u;
-    struct wide_scale ws = split_scale(nan & 0x80808080u ? NAN : low);
-    put(at, key, tile, piece + swap, widen8(one, ws));
-    put(at, key, tile, piece + !swap, widen8(two, ws));
-#else
     put(at, key, tile, piece + swap, dequant_e4m3x8<T>(one, swap ? high : low));
     put(at, key, tile, piece + !swap, dequant_e4m3x8<T>(two, swap ? low : high));
-#endif
 }
 
 struct fp8_rows {
-    static const int TILES = 9, SETS = 2;
+    static const int TILES = 9, SETS = DSETS;
     static const bool packed = true;
     uint4 v[4], rope;
     float scale; /* of columns 128 · (part % 4) on */
 
-    __device__ __forceinline__ void load(const char *data, const char *, int part, bool see)
+    __device__ __forceinline__ void load(const char *data, const char *, int part)
     {
 #pragma unroll
         for (int i = 0; i < 4; i++)
-            v[i] = fetch16(data + i * 128 + part * 16, see);
-        rope = fetch16(data + FP8_ROPE_AT + part * 16, see);
-        scale = see ? *(const float *)(data + FP8_SCALES_AT + (part & 3) * 4) : 0;
+            v[i] = ld_global<uint4>(data + i * 128 + part * 16);
+        rope = ld_global<uint4>(data + FP8_ROPE_AT + part * 16);
+        scale = ld_global<float>(data + FP8_SCALES_AT + (part & 3) * 4);
     }
     template <class T> __device__ __forceinline__ void store(u32 at, int key, int part) const
     {
@@ -239,18 +201,18 @@ struct fp8_rows {
 };
 
 struct model1_rows {
-    static const int TILES = 8, SETS = 2;
+    static const int TILES = 8, SETS = DSETS;
     static const bool packed = true;
     uint4 v[4], rope;
     uint2 scales;
 
-    __device__ __forceinline__ void load(const char *data, const char *other, int part, bool see)
+    __device__ __forceinline__ void load(const char *data, const char *other, int part)
     {
 #pragma unroll
         for (int i = 0; i < 4; i++)
-            v[i] = fetch16(data + i * 128 + part * 16, see && (i < 3 || part < 4));
-        rope = fetch16(data + MODEL1_ROPE_AT + part * 16, see);
-        scales = see ? *(const uint2 *)other : make_uint2(0, 0);
+            v[i] = ld_global<uint4>(data + i * 128 + part * 16);
+        rope = ld_global<uint4>(data + MODEL1_ROPE_AT + part * 16);
+        scales = ld_global<uint2>(other);
     }
     template <class T> __device__ __forceinline__ void store(u32 at, int key, int part) const
     {
@@ -265,16 +227,16 @@ struct model1_rows {
 };
 
 struct v41_rows {
-    static const int TILES = 8, SETS = 2;
+    static const int TILES = 8, SETS = DSETS;
     static const bool packed = true;
     uint4 v[4], scales;
 
-    __device__ __forceinline__ void load(const char *data, const char *other, int part, bool see)
+    __device__ __forceinline__ void load(const char *data, const char *other, int part)
     {
 #pragma unroll
         for (int i = 0; i < 4; i++)
-            v[i] = fetch16(data + i * 128 + part * 16, see);
-        scales = fetch16(other, see);
+            v[i] = ld_global<uint4>(data + i * 128 + part * 16);
+        scales = ld_global<uint4>(other);
     }
     template <class T> __device__ __forceinline__ void store(u32 at, int key, int part) const
     {
@@ -288,19 +250,19 @@ struct v41_rows {
 };
 
 struct nvfp4_rows {
-    static const int TILES = 9, SETS = 2;
+    static const int TILES = 9, SETS = DSETS;
     static const bool packed = true;
     uint4 v[2];   /* 32 columns from 256 · i + 32 · part on */
     uint2 rope;   /* eight columns */
     uint4 scales; /* of the columns with this parity of part */
 
-    __device__ __forceinline__ void load(const char *data, const char *, int part, bool see)
+    __device__ __forceinline__ void load(const char *data, const char *, int part)
     {
 #pragma unroll
         for (int i = 0; i < 2; i++)
-            v[i] = fetch16(data + i * 128 + part * 16, see);
-        rope = see ? *(const uint2 *)(data + NVFP4_ROPE_AT + part * 8) : make_uint2(0, 0);
-        scales = fetch16(data + NVFP4_SCALES_AT + (part & 1) * 16, see);
+            v[i] = ld_global<uint4>(data + i * 128 + part * 16);
+        rope = ld_global<uint2>(data + NVFP4_ROPE_AT + part * 8);
+        scales = ld_global<uint4>(data + NVFP4_SCALES_AT + (part & 1) * 16);
     }
     /* Block s of 16 columns has byte 8 · (s % 4) + s / 4; here s = 16 i + 2 part + half. */
     template <class T> __device__ __forceinline__ void store(u32 at, int key, int part) const
@@ -347,39 +309,45 @@ __device__ __forceinline__ int fetch_position(const struct mla_mqa_args &a, cons
     return (word >> j % 32 & 1) || MLA_MUTANT == 20 ? j : -1;
 }
 
-/* Where this lane's key of a block lies, and bit i: key 16 · warp + i is seen. */
+/* Where this lane's key of a block begins, and bit i: key 16 · warp + i is seen. One that is not has
+ * the address of queries, which may be read: its bytes are dropped. */
 struct places {
-    struct row_place at;
+    const char *data, *other;
     u32 seen;
 };
 
+template <class F>
 __device__ __forceinline__ struct places find_places(const struct mla_mqa_args &a,
                                                      const struct work &w, int pos, int page)
 {
-    struct places p = {{0, 0}, 0};
+    struct places p = {a.q, a.q, 0};
     bool see = page >= 0 && (!w.pages || page < a.cache.num_pages);
-    if (see)
-        p.at = place_row(&a.cache, w.r.kv_start, pos, page);
+    if (see) {
+        const struct row_place at = place_row(&a.cache, w.r.kv_start, pos, page);
+        p.data = a.cache.data + at.data;
+        p.other = (F::packed ? a.cache.data : a.cache.rope) + at.other;
+    }
     p.seen = __ballot_sync(~0u, see) & 0xFFFF;
     return p;
 }
 
-/* Where this lane's share of group `group` of a block lies. */
-struct source {
-    const char *data, *other;
-    bool see;
-};
+/* Calls a block's records to L2, a block before their loads: two lanes a key. */
+__device__ __forceinline__ void prefetch_places(const struct mla_mqa_args &a,
+                                                const struct places &p)
+{
+    const int lane = threadIdx.x % 32;
+    const char *data = (const char *)__shfl_sync(~0u, (u64)p.data, lane % 16);
+    if (p.seen >> lane % 16 & 1)
+        for (int at = lane / 16 * 128; at < a.cache.record_bytes; at += 256)
+            prefetch_global(data + at);
+}
 
-template <class F>
-__device__ __forceinline__ struct source source_of(const struct mla_mqa_args &a,
-                                                   const struct places &p, int group)
+/* Those of key 4 · group + lane / 8. */
+__device__ __forceinline__ struct places share_places(const struct places &p, int group)
 {
     const int key = group * 4 + (int)(threadIdx.x % 32) / 8;
-    struct source s;
-    s.data = a.cache.data + __shfl_sync(~0u, p.at.data, key);
-    s.other = (F::packed ? a.cache.data : a.cache.rope) + __shfl_sync(~0u, p.at.other, key);
-    s.see = p.seen >> key & 1;
-    return s;
+    return {(const char *)__shfl_sync(~0u, (u64)p.data, key),
+            (const char *)__shfl_sync(~0u, (u64)p.other, key), p.seen >> key & 1};
 }
 
 /* The tile's queries, as nine (eight) tiles of 64 columns. */
@@ -420,67 +388,105 @@ __device__ __forceinline__ void gather_blocks(const struct mla_decode90_args &g,
 {
     const struct mla_mqa_args &a = g.a;
     const int warp = threadIdx.x / 32 % 4, lane = threadIdx.x % 32;
-    F raw[F::SETS ? F::SETS : 1];
+    const int SETS = F::SETS;
+    const bool queries = s.boxes == s.first; /* not loaded yet */
+    F raw[SETS ? SETS : 1];
+    if (queries && q_load == 0)
+        load_queries<F>(g, w, smem, 0);
     int pos = fetch_position(a, w, note, s.boxes, s.last), page = fetch_page(a, w, pos);
     int ahead = fetch_position(a, w, note, s.boxes + 1, s.last);
-    struct places now = find_places(a, w, pos, page);
-    if constexpr (F::SETS > 0) {
+    struct places now = find_places<F>(a, w, pos, page), next;
+    if constexpr (SETS > 0) {
 #pragma unroll
-        for (int i = 0; i < F::SETS; i++) {
-            const struct source from = source_of<F>(a, now, i);
-            raw[i].load(from.data, from.other, lane % 8, from.see);
+        for (int i = 0; i < SETS; i++) {
+            const struct places from = share_places(now, i);
+            raw[i].load(from.data, from.other, lane % 8);
         }
     }
     pos = ahead;
     page = fetch_page(a, w, pos);
     ahead = fetch_position(a, w, note, s.boxes + 2, s.last);
-    if (s.boxes == s.first)
+    int pos2 = -1, page2 = -1;
+    if (DPRE && SETS) {
+        pos2 = ahead;
+        page2 = fetch_page(a, w, pos2);
+        ahead = fetch_position(a, w, note, s.boxes + 3, s.last);
+    }
+    if (queries && q_load > 0)
         load_queries<F>(g, w, smem, q_load & 1);
 #pragma unroll 1
     for (int step = s.boxes; step < s.last; step++) {
-        const struct places next = find_places(a, w, pos, page);
-        pos = ahead;
-        page = fetch_page(a, w, pos);
-        ahead = fetch_position(a, w, note, step + 3, s.last);
         if (MLA_MUTANT != 7)
             mbarrier_wait(smem + S::left_free + k->stage * 8, k->phase ^ 1);
         mbarrier_wait(smem + S::right_free + k->stage * 8, k->phase ^ 1);
         const u32 at = smem + S::k_at + k->stage * S::stage_bytes;
         if (lane == 0)
             st_shared(smem + S::valid_at + k->stage * 8 + warp * 2, (u16)now.seen);
-            /* Two groups a round, in registers; loads of the round after it behind each. */
-#pragma unroll 1
-        for (int round = 0; round < 2; round++) {
-            const bool later = F::SETS && round;
-            const struct places from = {{later ? next.at.data : now.at.data,
-                                         later ? next.at.other : now.at.other},
-                                        later ? next.seen : now.seen};
 #pragma unroll
-            for (int i = 0; i < 2; i++) {
-                const int key = round * 8 + i * 4 + lane / 8;
-                const struct source source = source_of<F>(a, from, (round * 2 + i + F::SETS) % 4);
-                if constexpr (F::SETS > 0) {
-                    raw[i].template store<T>(at, warp * 16 + key, lane % 8);
-                    raw[i].load(source.data, source.other, lane % 8, source.see);
+        for (int group = 0; group < 4; group++) {
+            const int key = group * 4 + lane / 8;
+            if constexpr (SETS > 0) {
+                F *set = &raw[group % SETS];
+                if (now.seen != 0xFFFF && !(now.seen >> key & 1))
+                    *set = F();
+                set->template store<T>(at, warp * 16 + key, lane % 8);
+            }
+            if (group == (SETS ? 0 : 3)) { /* what was asked for a block ago is here */
+                next = find_places<F>(a, w, pos, page);
+                if (DPRE && SETS) {
+                    pos = pos2;
+                    page = page2;
+                    prefetch_places(a, find_places<F>(a, w, pos, page));
+                    pos2 = ahead;
+                    page2 = fetch_page(a, w, pos2);
+                    ahead = fetch_position(a, w, note, step + 4, s.last);
                 } else {
-                    F::copy(at, warp * 16 + key, lane % 8, source.data, source.other, source.see);
+                    pos = ahead;
+                    page = fetch_page(a, w, pos);
+                    ahead = fetch_position(a, w, note, step + 3, s.last);
                 }
             }
+            const bool after = group + SETS >= 4;
+            const struct places from = share_places(after ? next : now, (group + SETS) % 4);
+            if constexpr (SETS > 0)
+                raw[group % SETS].load(from.data, from.other, lane % 8);
+            else
+                F::copy(at, warp * 16 + key, lane % 8, from.data, from.other, from.seen);
         }
         now = next;
-        if (F::SETS == 0)
+        if (SETS == 0)
             cp_async_wait_all();
         if (MLA_MUTANT != 1)
             fence_proxy_async();
         release(smem + S::k_full + k->stage * 8);
+        release(smem + S::k_right + k->stage * 8);
         k->next();
     }
 }
 
-/* Block `step` by TMA: each warp brings a quarter of the columns. */
+/* Where a box of keys lies. */
+struct box {
+    int slot, page;
+};
+
+__device__ __forceinline__ struct box find_box(const struct mla_mqa_args &a, const struct work &w,
+                                               int pos)
+{
+    struct box b = {w.r.kv_start + pos, 0};
+    if (w.pages && pos < w.end) {
+        const int column = page_column(&a.cache, pos);
+        b.slot = pos - column * a.cache.page_size;
+        b.page = column < a.cache.max_pages ? w.pages[column] : -1;
+    }
+    return b;
+}
+
+/* Block `step` by TMA, first lies its first box; each warp brings a quarter of the columns. later: the
+ * first box of a block to call to L2, if it is one. */
 template <class F>
 __device__ __forceinline__ void load_boxes(const struct mla_decode90_args &g, const struct work &w,
-                                           int step, u32 smem, const ring<2> &k)
+                                           int step, struct box first, bool calls, struct box later,
+                                           u32 smem, const ring<2> &k)
 {
     const int warp = (int)warp_index() % 4;
     const u32 full = smem + S::k_full + k.stage * 8;
@@ -488,23 +494,28 @@ __device__ __forceinline__ void load_boxes(const struct mla_decode90_args &g, co
     const bool rope = F::TILES == 9 && warp == 0;
     mbarrier_wait(smem + S::left_free + k.stage * 8, k.phase ^ 1);
     if (elect_one()) {
-        mbarrier_arrive_expect_tx(full, (rope ? 3 : 2) * TILE_BYTES - (MLA_MUTANT == 8 ? 128 : 0));
+        const u32 right = smem + S::k_right + k.stage * 8;
+        mbarrier_arrive_expect_tx(full, TILE_BYTES - (MLA_MUTANT == 8 ? 128 : 0));
+        mbarrier_arrive_expect_tx(right, (rope ? 2 : 1) * TILE_BYTES);
         for (int part = 0; part < 2; part++) {
             if (part == 1)
                 mbarrier_wait(smem + S::right_free + k.stage * 8, k.phase ^ 1);
+            struct box b = first;
+            const int tile = part * 4 + warp;
             for (int row = 0; row < KEYS; row += g.box_rows) {
-                int pos = step * KEYS + row, page = 0, slot = w.r.kv_start + pos;
-                if (w.pages) {
-                    int column = page_column(&g.a.cache, pos);
-                    slot = pos - column * g.a.cache.page_size;
-                    page = column < g.a.cache.max_pages ? w.pages[column] : -1;
-                }
-                const int tile = part * 4 + warp;
-                tma_load_3d(at + tile * TILE_BYTES + row * 128, &g.latent, full, tile * 64, slot,
-                            page);
+                if (row)
+                    b = find_box(g.a, w, step * KEYS + row);
+                const u32 to = at + row * 128, bar = part ? right : full;
+                tma_load_3d(to + tile * TILE_BYTES, &g.latent, bar, tile * 64, b.slot, b.page);
                 if (part == 1 && rope)
-                    tma_load_3d(at + 8 * TILE_BYTES + row * 128, &g.rope, full, 0, slot, page);
+                    tma_load_3d(to + 8 * TILE_BYTES, &g.rope, bar, 0, b.slot, b.page);
             }
+        }
+        if (calls) {
+            tma_prefetch_3d(&g.latent, warp * 64, later.slot, later.page);
+            tma_prefetch_3d(&g.latent, (warp + 4) * 64, later.slot, later.page);
+            if (rope)
+                tma_prefetch_3d(&g.rope, 0, later.slot, later.page);
         }
     }
     __syncwarp();
@@ -540,8 +551,13 @@ __device__ __forceinline__ void produce(const struct mla_decode90_args &g, u32 s
             return;
         if (s.last == s.first)
             continue;
+        struct box now = find_box(g.a, w, s.first * KEYS);
+        struct box next = find_box(g.a, w, (s.first + 1) * KEYS);
         for (int step = s.first; step < s.boxes; step++) {
-            load_boxes<F>(g, w, step, smem, k);
+            const struct box later = find_box(g.a, w, (step + 2) * KEYS);
+            load_boxes<F>(g, w, step, now, DECODE_PREFETCH && step + 2 < s.boxes, later, smem, k);
+            now = next;
+            next = later;
             k.next();
             if (step == s.first)
                 load_queries<F>(g, w, smem, loads & 1);
