@@ -29,14 +29,4 @@ template <class T> __device__ __forceinline__ T ld_global(const void *gmem)
     return value;
 }
 
-/* Brings the line to L2: a hint. */
-__device__ __forceinline__ void prefetch_global(const void *gmem)
-{
-#ifdef MLA_MODEL
-    (void)gmem;
-#else
-    asm volatile("prefetch.global.L2 [%0];" ::"l"(gmem));
-#endif
-}
-
 #endif

@@ -298,16 +298,6 @@ __device__ __forceinline__ void bulk_load(u32 dst, const void *gmem, u32 bytes, 
 #endif
 }
 
-/* Brings plain bytes to L2 only: a hint. */
-__device__ __forceinline__ void bulk_prefetch(const void *gmem, u32 bytes MLA_AT)
-{
-#ifdef MLA_MODEL
-    (void)gmem, (void)bytes, (void)at;
-#else
-    asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;\n" ::"l"(gmem), "r"(bytes) : "memory");
-#endif
-}
-
 __device__ __forceinline__ void bulk_store(void *gmem, u32 src, u32 bytes MLA_AT)
 {
 #ifdef MLA_MODEL

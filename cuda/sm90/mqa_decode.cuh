@@ -7,9 +7,9 @@
  * Keys come in blocks of 64.
  *
  *   warpgroup  registers  duty
- *   0          128        finds works, brings queries and keys (mqa_decode_keys.cuh)
- *   1          184        scores and softmax of even blocks; columns 0-255 of the output
- *   2          184        scores and softmax of odd blocks; columns 256-511 of the output
+ *   0          120        finds works, brings queries and keys (mqa_decode_keys.cuh)
+ *   1          192        scores and softmax of even blocks; columns 0-255 of the output
+ *   2          192        scores and softmax of odd blocks; columns 256-511 of the output
  *
  * Shared memory, bytes
  *   Q       64 rows x 576, nine tiles of [64][128 bytes], swizzled       73728
@@ -22,7 +22,9 @@
  *   work_free[2]       8       warps of 1, 2: are through          producer
  *   q_full             4 + tx  producer warps (TMA)                1, 2
  *   q_free             8       warps of 1, 2: last scores          producer
- *   k_full[stage]      4 + tx  producer warps (TMA)                1 or 2: the block's owner
+ *   k_full[stage]      4 + tx  producer warps (TMA): columns       1 or 2: the block's owner
+ *                              0-255 are there
+ *   k_right[stage]     4 + tx  the same: all the others            the owner, in its scores
  *   left_free[stage]   4       warps of 1: columns 0-255 are read  producer
  *   right_free[stage]  8       warps of 1, 2: all is read          producer
  *   p_full[stage]      4       warps of 1 or 2, the owner          the other
@@ -54,16 +56,9 @@
 #include "ptx/launch.cuh"
 #include "ptx/wgmma.cuh"
 
-/* Threads and registers: packed records have eight producer warps, plain rows four. */
-template <class F> struct decode_block {
-    static const int threads = 256 + 32 * F::WARPS;
-    /* Columns of a product: ptxas gives the 512 threads of a packed format 128 registers where one
-     * instruction is concerned, 256 columns take as many. */
-    static const int columns = F::WARPS == 8 ? 128 : 256;
-    static const int producer_registers = F::WARPS == 8 ? 64 : 120, math_registers = 192;
-    static_assert((producer_registers * F::WARPS + math_registers * 8) * 32 <= 65536,
-                  "register file");
-};
+static const int DECODE_THREADS = 384;
+static const int PRODUCER_REGISTERS = 120, MATH_REGISTERS = 192;
+static_assert((PRODUCER_REGISTERS + 2 * MATH_REGISTERS) * 128 <= 65536, "register file");
 
 /* What a lane knows of its two rows: of the block before this one, its own sum of weights, and
  * where they stand. */
@@ -203,7 +198,7 @@ __device__ __forceinline__ u64 values_desc(u32 smem, u32 stage, int wg)
 }
 
 /* Issues O += P·V of the other warpgroup's block. */
-template <class T, int N>
+template <class T>
 __device__ __forceinline__ void issue_other_values(float (&o)[128], u32 smem, u32 stage, int wg)
 {
     const u64 a =
@@ -213,15 +208,12 @@ __device__ __forceinline__ void issue_other_values(float (&o)[128], u32 smem, u3
     wgmma_fence();
 #pragma unroll
     for (int i = 0; i < KEYS / 16; i++)
-#pragma unroll
-        for (int j = 0; j < 256 / N; j++)
-            wgmma_ss<T, N, 0, 1>((float(&)[N / 2]) o[N / 2 * j], desc_advance(a, i * 32),
-                                 desc_advance(b, i * 2048 + j * (N / 64) * TILE_BYTES), true);
+        wgmma_ss<T, 256, 0, 1>(o, desc_advance(a, i * 32), desc_advance(b, i * 2048), true);
     wgmma_commit();
 }
 
 /* And of this one's, P in registers. */
-template <class T, int N>
+template <class T>
 __device__ __forceinline__ void issue_own_values(float (&o)[128], u32 (&p)[KEYS / 16][4], u32 smem,
                                                  u32 stage, int wg)
 {
@@ -233,10 +225,7 @@ __device__ __forceinline__ void issue_own_values(float (&o)[128], u32 (&p)[KEYS 
     wgmma_fence();
 #pragma unroll
     for (int i = 0; i < KEYS / 16; i++)
-#pragma unroll
-        for (int j = 0; j < 256 / N; j++)
-            wgmma_rs<T, N, 1>((float(&)[N / 2]) o[N / 2 * j], p[i],
-                              desc_advance(b, i * 2048 + j * (N / 64) * TILE_BYTES), true);
+        wgmma_rs<T, 256, 1>(o, p[i], desc_advance(b, i * 2048), true);
     wgmma_commit();
 }
 
@@ -375,7 +364,6 @@ template <class T, class F>
 __device__ __forceinline__ void attend_works(const struct mla_decode90_args &g, u32 smem, int wg)
 {
     const struct mla_mqa_args &a = g.a;
-    const int COLUMNS = decode_block<F>::columns;
     /* This lane's rows: row and row + 8. */
     const int row = (int)(threadIdx.x / 32 % 4) * 16 + (int)(threadIdx.x % 32) / 4;
     struct ring<2> slot;
@@ -414,7 +402,7 @@ __device__ __forceinline__ void attend_works(const struct mla_decode90_args &g, 
             if (j > 0) { /* the other's block */
                 read_block(smem, now, row, &r);
                 rescale(o, r.factor);
-                issue_other_values<T, COLUMNS>(o, smem, now.stage, wg);
+                issue_other_values<T>(o, smem, now.stage, wg);
                 wgmma_wait<1>();
             } else {
                 wgmma_wait<0>();
@@ -428,7 +416,7 @@ __device__ __forceinline__ void attend_works(const struct mla_decode90_args &g, 
             if (j > 0)
                 release_stage(smem, now.stage, wg);
             rescale(o, r.factor);
-            issue_own_values<T, COLUMNS>(o, p, smem, mine.stage, wg);
+            issue_own_values<T>(o, p, smem, mine.stage, wg);
             wgmma_wait<0>();
             wgmma_bind(o);
             release_stage(smem, mine.stage, wg);
@@ -441,7 +429,7 @@ __device__ __forceinline__ void attend_works(const struct mla_decode90_args &g, 
             r.sum[0] *= r.factor[0];
             r.sum[1] *= r.factor[1];
             rescale(o, r.factor);
-            issue_other_values<T, COLUMNS>(o, smem, now.stage, wg);
+            issue_other_values<T>(o, smem, now.stage, wg);
             wgmma_wait<0>();
             wgmma_bind(o);
             release_stage(smem, now.stage, wg);
@@ -459,7 +447,7 @@ __device__ __forceinline__ void attend_works(const struct mla_decode90_args &g, 
 /* ------------------------------------------------------------------- kernel */
 
 template <class T, class F>
-__global__ void __launch_bounds__(decode_block<F>::threads, 1)
+__global__ void __launch_bounds__(DECODE_THREADS, 1)
     decode90_kernel(const __grid_constant__ struct mla_decode90_args g)
 {
     const u32 smem = dynamic_smem();
@@ -468,33 +456,32 @@ __global__ void __launch_bounds__(decode_block<F>::threads, 1)
         for (int i = 0; i < 2; i++) {
             mbarrier_init(smem + S::work_full + i * 8, 1);
             mbarrier_init(smem + S::work_free + i * 8, 8);
-            mbarrier_init(smem + S::k_full + i * 8, F::WARPS);
+            mbarrier_init(smem + S::k_full + i * 8, PRODUCERS);
             mbarrier_init(smem + S::left_free + i * 8, 4);
-            mbarrier_init(smem + S::k_right + i * 8, F::WARPS);
+            mbarrier_init(smem + S::k_right + i * 8, PRODUCERS);
             mbarrier_init(smem + S::right_free + i * 8, 8);
             mbarrier_init(smem + S::p_full + i * 8, 4);
         }
-        mbarrier_init(smem + S::q_full, F::WARPS);
+        mbarrier_init(smem + S::q_full, PRODUCERS);
         mbarrier_init(smem + S::q_free, 8);
         fence_mbarrier_init();
     }
     __syncthreads();
     griddep_launch_dependents(); /* combine waits for the end of this grid all the same */
-    if (warp < F::WARPS) {
-        setmaxnreg_dec<decode_block<F>::producer_registers>();
+    if (warp < PRODUCERS) {
+        setmaxnreg_dec<PRODUCER_REGISTERS>();
         MLA_ROLE("keys");
         produce<T, F>(g, smem);
     } else {
-        setmaxnreg_inc<decode_block<F>::math_registers>();
+        setmaxnreg_inc<MATH_REGISTERS>();
         MLA_ROLE("softmax");
-        attend_works<T, F>(g, smem, (int)(warp - F::WARPS) / 4);
+        attend_works<T, F>(g, smem, (int)(warp - PRODUCERS) / 4);
     }
 }
 
 template <class T, class F> static struct mla_mqa_tile decode_tile()
 {
-    return {mla_kernel_address(decode90_kernel<T, F>), S::shared_bytes, decode_block<F>::threads,
-            1};
+    return {mla_kernel_address(decode90_kernel<T, F>), S::shared_bytes, DECODE_THREADS, 1};
 }
 
 #endif

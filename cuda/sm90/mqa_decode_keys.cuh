@@ -1,11 +1,12 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* mqa_decode of sm_90: the producer warpgroup. It finds works, leaves notes of them for the math
  * warpgroups, and brings queries and keys: by TMA where whole blocks of 64 keys of a plain cache lie in
- * boxes, else through registers, where packed records are widened on the way.
+ * boxes, else row by row; packed records are widened on the way.
  *
- * Through registers: warp w serves keys 16 w to 16 w + 15 of every block, in four groups of four;
- * eight lanes a key, each with 16-byte pieces 128 bytes apart. Pieces of F::SETS groups are in flight, also
- * while the stages in shared memory are in use. Positions run two blocks ahead, page ids one. */
+ * Else warp w serves keys 16 w to 16 w + 15 of every block, in four groups of four; eight lanes a key,
+ * each with 16-byte pieces 128 bytes apart. Plain rows go by cp.async to their place. Records pass through
+ * registers, two groups in flight, also while the stages in shared memory are in use. Positions run
+ * two blocks ahead, page ids one. */
 #ifndef MLA_CUDA_SM90_MQA_DECODE_KEYS_CUH
 #define MLA_CUDA_SM90_MQA_DECODE_KEYS_CUH
 
@@ -20,19 +21,9 @@
 #include "ring.cuh"
 #include "warpgroup.cuh"
 
-#ifndef DWARPS
-#define DWARPS 8
-#endif
-#ifndef DPRE
-#define DPRE 1
-#endif
-#ifndef DSETS
-#define DSETS 1
-#endif
-#ifndef DECODE_PREFETCH
-#define DECODE_PREFETCH 1
-#endif
 static const int KEYS = MLA_DECODE90_KEYS, ROWS = MLA_DECODE90_ROWS;
+static const int PRODUCERS = 4,
+                 GROUPS = 4; /* warps; groups of four keys that each brings of a block */
 static const u32 TILE_BYTES = KEYS * 128; /* 64 columns of a block of keys, or of the queries */
 
 /* Shared memory, for every format. */
@@ -148,7 +139,7 @@ __device__ __forceinline__ void put(u32 at, int key, int tile, int piece, uint4 
 /* A format is: TILES of 64 columns; SETS of four keys in flight; load of this lane's pieces (part 0
  * to 7) of a record at data, its rope or footer at other; and their way to shared memory as T. */
 template <int ROPE> struct plain_rows {
-    static const int TILES = 8 + ROPE / 64, SETS = 0, WARPS = 4;
+    static const int TILES = 8 + ROPE / 64, SETS = 0;
     static const bool packed = false;
 
     /* cp.async, straight to its place. */
@@ -179,7 +170,7 @@ __device__ __forceinline__ void put_e4m3(u32 at, int key, int part, int i, uint4
 }
 
 struct fp8_rows {
-    static const int TILES = 9, SETS = DSETS, WARPS = DWARPS;
+    static const int TILES = 9, SETS = 2;
     static const bool packed = true;
     uint4 v[4], rope;
     float scale; /* of columns 128 · (part % 4) on */
@@ -204,7 +195,7 @@ struct fp8_rows {
 };
 
 struct model1_rows {
-    static const int TILES = 8, SETS = DSETS, WARPS = DWARPS;
+    static const int TILES = 8, SETS = 2;
     static const bool packed = true;
     uint4 v[4], rope;
     uint2 scales;
@@ -230,7 +221,7 @@ struct model1_rows {
 };
 
 struct v41_rows {
-    static const int TILES = 8, SETS = DSETS, WARPS = DWARPS;
+    static const int TILES = 8, SETS = 2;
     static const bool packed = true;
     uint4 v[4], scales;
 
@@ -253,7 +244,7 @@ struct v41_rows {
 };
 
 struct nvfp4_rows {
-    static const int TILES = 9, SETS = DSETS, WARPS = DWARPS;
+    static const int TILES = 9, SETS = 2;
     static const bool packed = true;
     uint4 v[2];   /* 32 columns from 256 · i + 32 · part on */
     uint2 rope;   /* eight columns */
@@ -289,11 +280,10 @@ struct nvfp4_rows {
 
 /* Position of key 16 · warp + lane % 16 of a block, unchecked; -1 for none. Bitmask: a key that no
  * token of the rows sees is none. */
-template <int PER>
 __device__ __forceinline__ int fetch_position(const struct mla_mqa_args &a, const struct work &w,
                                               u32 note, int step, int last)
 {
-    int j = step * KEYS + (int)(threadIdx.x / 32 * PER + threadIdx.x % PER);
+    int j = step * KEYS + (int)(threadIdx.x / 32 * 16 + threadIdx.x % 16);
     if (step >= last)
         return -1;
     if (w.list)
@@ -331,28 +321,9 @@ __device__ __forceinline__ struct places find_places(const struct mla_mqa_args &
         p.data = a.cache.data + at.data;
         p.other = (F::packed ? a.cache.data : a.cache.rope) + at.other;
     }
-    p.seen = __ballot_sync(~0u, see) & ((1u << KEYS / F::WARPS) - 1);
+    p.seen = __ballot_sync(~0u, see) & 0xFFFF;
     return p;
 }
-
-/* Calls a block's records to L2, a block before their loads. */
-template <int PER>
-__device__ __forceinline__ void prefetch_places(const struct mla_mqa_args &a,
-                                                const struct places &p)
-{
-    const int lane = threadIdx.x % 32;
-    const char *data = (const char *)__shfl_sync(~0u, (u64)p.data, lane % PER);
-    if (p.seen >> lane % PER & 1)
-        for (int at = lane / PER * 128; at < a.cache.record_bytes; at += 32 / PER * 128)
-            prefetch_global(data + at);
-}
-
-template <int PER> struct bits_of {
-    typedef u16 type;
-};
-template <> struct bits_of<8> {
-    typedef unsigned char type;
-};
 
 /* Those of key 4 · group + lane / 8. */
 __device__ __forceinline__ struct places share_places(const struct places &p, int group)
@@ -367,20 +338,20 @@ template <class F>
 __device__ __forceinline__ void load_queries(const struct mla_decode90_args &g,
                                              const struct work &w, u32 smem, u32 phase)
 {
-    const int warp = (int)warp_index(), tiles = (F::TILES - warp + F::WARPS - 1) / F::WARPS;
+    const int warp = (int)warp_index(), tiles = (F::TILES - warp + PRODUCERS - 1) / PRODUCERS;
     mbarrier_wait(smem + S::q_free, phase ^ 1);
     if (g.q_boxes) {
         if (elect_one()) {
             const int row = w.r.q_start * g.a.heads + w.row0;
             mbarrier_arrive_expect_tx(smem + S::q_full, (u32)tiles * TILE_BYTES);
-            for (int tile = warp; tile < F::TILES; tile += F::WARPS)
+            for (int tile = warp; tile < F::TILES; tile += PRODUCERS)
                 tma_load_2d(smem + tile * TILE_BYTES, &g.q, smem + S::q_full, tile * 64, row);
         }
         __syncwarp();
         return;
     }
 #pragma unroll 1
-    for (int i = threadIdx.x; i < ROWS * F::TILES * 8; i += F::WARPS * 32) {
+    for (int i = threadIdx.x; i < ROWS * F::TILES * 8; i += PRODUCERS * 32) {
         const int row = i / (F::TILES * 8), piece = i % (F::TILES * 8);
         const int from = w.row0 + min(row, w.rows - 1);
         const char *q = g.a.q + (int64_t)(w.r.q_start + from / g.a.heads) * g.a.q_stride[0] +
@@ -399,14 +370,13 @@ __device__ __forceinline__ void gather_blocks(const struct mla_decode90_args &g,
 {
     const struct mla_mqa_args &a = g.a;
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-    const int SETS = F::SETS, PER = KEYS / F::WARPS, GROUPS = PER / 4;
+    const int SETS = F::SETS;
     const bool queries = s.boxes == s.first; /* not loaded yet */
-    typedef typename bits_of<PER>::type seen_bits;
     F raw[SETS ? SETS : 1];
     if (queries && q_load == 0)
         load_queries<F>(g, w, smem, 0);
-    int pos = fetch_position<PER>(a, w, note, s.boxes, s.last), page = fetch_page(a, w, pos);
-    int ahead = fetch_position<PER>(a, w, note, s.boxes + 1, s.last);
+    int pos = fetch_position(a, w, note, s.boxes, s.last), page = fetch_page(a, w, pos);
+    int ahead = fetch_position(a, w, note, s.boxes + 1, s.last);
     struct places now = find_places<F>(a, w, pos, page), next;
     if constexpr (SETS > 0) {
 #pragma unroll
@@ -417,13 +387,7 @@ __device__ __forceinline__ void gather_blocks(const struct mla_decode90_args &g,
     }
     pos = ahead;
     page = fetch_page(a, w, pos);
-    ahead = fetch_position<PER>(a, w, note, s.boxes + 2, s.last);
-    int pos2 = -1, page2 = -1;
-    if (DPRE && SETS) {
-        pos2 = ahead;
-        page2 = fetch_page(a, w, pos2);
-        ahead = fetch_position<PER>(a, w, note, s.boxes + 3, s.last);
-    }
+    ahead = fetch_position(a, w, note, s.boxes + 2, s.last);
     if (queries && q_load > 0)
         load_queries<F>(g, w, smem, q_load & 1);
 #pragma unroll 1
@@ -432,37 +396,28 @@ __device__ __forceinline__ void gather_blocks(const struct mla_decode90_args &g,
             mbarrier_wait(smem + S::right_free + k->stage * 8, k->phase ^ 1);
         const u32 at = smem + S::k_at + k->stage * S::stage_bytes;
         if (lane == 0)
-            st_shared(smem + S::valid_at + k->stage * 8 + warp * (PER / 8), (seen_bits)now.seen);
+            st_shared(smem + S::valid_at + k->stage * 8 + warp * 2, (u16)now.seen);
 #pragma unroll
         for (int group = 0; group < GROUPS; group++) {
             const int key = group * 4 + lane / 8;
             if constexpr (SETS > 0) {
                 F *set = &raw[group % SETS];
-                if (now.seen != (1u << PER) - 1 && !(now.seen >> key & 1))
+                if (now.seen != 0xFFFF && !(now.seen >> key & 1))
                     *set = F();
-                set->template store<T>(at, warp * PER + key, lane % 8);
+                set->template store<T>(at, warp * 16 + key, lane % 8);
             }
             if (group == (SETS ? 0 : GROUPS - 1)) { /* what was asked for a block ago is here */
                 next = find_places<F>(a, w, pos, page);
-                if (DPRE && SETS) {
-                    pos = pos2;
-                    page = page2;
-                    prefetch_places<PER>(a, find_places<F>(a, w, pos, page));
-                    pos2 = ahead;
-                    page2 = fetch_page(a, w, pos2);
-                    ahead = fetch_position<PER>(a, w, note, step + 4, s.last);
-                } else {
-                    pos = ahead;
-                    page = fetch_page(a, w, pos);
-                    ahead = fetch_position<PER>(a, w, note, step + 3, s.last);
-                }
+                pos = ahead;
+                page = fetch_page(a, w, pos);
+                ahead = fetch_position(a, w, note, step + 3, s.last);
             }
             const bool after = group + SETS >= GROUPS;
             const struct places from = share_places(after ? next : now, (group + SETS) % GROUPS);
             if constexpr (SETS > 0)
                 raw[group % SETS].load(from.data, from.other, lane % 8);
             else
-                F::copy(at, warp * PER + key, lane % 8, from.data, from.other, from.seen);
+                F::copy(at, warp * 16 + key, lane % 8, from.data, from.other, from.seen);
         }
         now = next;
         if (SETS == 0)
@@ -564,12 +519,14 @@ __device__ __forceinline__ void produce(const struct mla_decode90_args &g, u32 s
         if (s.last == s.first)
             continue;
         if constexpr (!F::packed) {
+            /* Tiles that share keys wait for memory alike: one asks early for the others. Where each
+             * key is read once, asking twice costs more than it gains. */
+            const bool calls = w.r.query_len * g.a.heads > ROWS;
             struct box now = find_box(g.a, w, s.first * KEYS);
             struct box next = find_box(g.a, w, (s.first + 1) * KEYS);
             for (int step = s.first; step < s.boxes; step++) {
                 const struct box later = find_box(g.a, w, (step + 2) * KEYS);
-                load_boxes<F>(g, w, step, now, DECODE_PREFETCH && step + 2 < s.boxes, later, smem,
-                              k);
+                load_boxes<F>(g, w, step, now, calls && step + 2 < s.boxes, later, smem, k);
                 now = next;
                 next = later;
                 k.next();
