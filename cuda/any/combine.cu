@@ -2,10 +2,10 @@
 /* Joins partial results over disjoint sets of keys, in the order of the parts, so that results
  * repeat bit by bit:  lse = log2 sum 2^lse_i,  out = sum 2^(lse_i - lse) · out_i.
  *
- * mqa_combine_kernel: the key splits of mqa.cuh, four warps a row, a lane for four columns.
- * merge_kernel: mla_merge, one warp a row, each lane walks it in steps of 32 columns. 8 warps a block. No shared memory. Both read every
- * part once and write the result once: memory bandwidth is the bound. A part without keys
- * (lse = -inf) is not read, whatever its row holds. */
+ * mqa_combine_kernel: the key splits of all engines, four warps a row, a lane for four columns.
+ * merge_kernel: mla_merge, one warp a row, each lane walks it in steps of 32 columns. 8 warps a
+ * block. No shared memory. Both read every part once and write the result once: memory bandwidth is
+ * the bound. A part without keys (lse = -inf) is not read, whatever its row holds. */
 #include "../element.cuh"
 #include "../ptx/launch.cuh"
 #include "../ptx/warp.cuh"

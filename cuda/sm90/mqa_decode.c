@@ -17,8 +17,8 @@ enum {
     FEW_ROWS = 32,
     LEAST_BOX_ROWS = 8 /* smaller pages: more TMA instructions than rows are worth */
 };
-/* Keys of a split, at least: each writes and reads a partial tile of 128 KB, beside 74 KB for 64 keys of a
- * bf16 cache. */
+/* Keys of a split, at least: each writes and reads a partial tile of 128 KB, beside 74 KB for 64
+ * keys of a bf16 cache. */
 static const int64_t least_keys = 4096, least_of_few_rows = 2048, least_of_list = 2048;
 
 /* Rows that share keys: with few of them mqa_any's smaller tiles are as fast, and their splits cost

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Absorbed decode on sm_90a (wgmma, TMA): out = softmax(scale · q · K^T) · K[:, :512], dense or over
- * top-k lists, plain caches and packed records, flat or paged. A tile is 64 rows: pairs of query token
- * and head of a request (dense), or heads of one token (lists).
+/* Absorbed decode on sm_90a (wgmma, TMA): out = softmax(scale · q · K^T) · K[:, :512], dense or
+ * over top-k lists, plain caches and packed records, flat or paged. A tile is 64 rows: pairs of
+ * query token and head of a request (dense), or heads of one token (lists).
  *
  * Persistent blocks, one an SM, of three warpgroups; a work is a tile and a split of its keys.
  * Keys come in blocks of 64.
@@ -42,8 +42,8 @@
  * the output are rescaled alike.
  *
  * Clocks of 64 keys x 64 rows: 8.9 MFLOP take 2176 at 4096 a clock; shared memory 296 KB (Q and K
- * of 36 steps 144, P and V 72, writes 80) 2368 at 128 bytes. 16 rows cost as much as 64; a bf16 cache
- * read at 3 TB/s brings 64 keys to each of 132 SMs in 5700 clocks.
+ * of 36 steps 144, P and V 72, writes 80) 2368 at 128 bytes. 16 rows cost as much as 64; a bf16
+ * cache read at 3 TB/s brings 64 keys to each of 132 SMs in 5700 clocks.
  *
  * A key that no row of the tile sees is zero in shared memory and its score -inf: what an invisible
  * slot holds reaches nothing. P is rounded to the input type unnormalised, its sum is of fp32
@@ -254,8 +254,8 @@ __device__ __forceinline__ void read_block(u32 smem, const ring<2> &at, int row,
     }
 }
 
-/* Denominators from both warpgroups' sums: lse and max_logits or their partial values. The factor of
- * the output goes to r->factor; to: where a row's output begins, -1 for nowhere. */
+/* Denominators from both warpgroups' sums: lse and max_logits or their partial values. The
+ * factor of the output goes to r->factor; to: where a row's output begins, -1 for nowhere. */
 __device__ __forceinline__ void end_rows(const struct mla_mqa_args &a, const struct decode_note &n,
                                          u32 smem, int wg, int row0, u32 slot,
                                          struct decode_rows *r, int64_t (&to)[2])

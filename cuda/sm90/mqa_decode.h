@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Absorbed decode on sm_90: what the host passes to the kernels of mqa_decode.cuh. Plain C, shared by
- * host and device code. */
+/* Absorbed decode on sm_90: what the host passes to the kernels of mqa_decode.cuh. Plain C,
+ * shared by host and device code. */
 #ifndef MLA_CUDA_SM90_MQA_DECODE_H
 #define MLA_CUDA_SM90_MQA_DECODE_H
 

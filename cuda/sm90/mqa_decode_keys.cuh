@@ -1,12 +1,12 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* mqa_decode of sm_90: the producer warpgroup. It finds works, leaves notes of them for the math
- * warpgroups, and brings queries and keys: by TMA where whole blocks of 64 keys of a plain cache lie in
- * boxes, else row by row; packed records are widened on the way.
+ * warpgroups, and brings queries and keys: by TMA where whole blocks of 64 keys of a plain cache
+ * lie in boxes, else row by row; packed records are widened on the way.
  *
- * Else warp w serves keys 16 w to 16 w + 15 of every block, in four groups of four; eight lanes a key,
- * each with 16-byte pieces 128 bytes apart. Plain rows go by cp.async to their place. Records pass through
- * registers, two groups in flight, also while the stages in shared memory are in use. Positions run
- * two blocks ahead, page ids one. */
+ * Row by row: warp w serves keys 16 w to 16 w + 15 of every block, in four groups of four; eight
+ * lanes a key, each with 16-byte pieces 128 bytes apart. Plain rows go by cp.async to their place.
+ * Records pass through registers, two groups in flight, also while the stages in shared memory are
+ * in use. Positions run two blocks ahead, page ids one. */
 #ifndef MLA_CUDA_SM90_MQA_DECODE_KEYS_CUH
 #define MLA_CUDA_SM90_MQA_DECODE_KEYS_CUH
 
@@ -155,8 +155,8 @@ template <int ROPE> struct plain_rows {
     }
 };
 
-/* 16 e4m3 values of columns 128 · i + 16 · part. Lanes 4 to 7 store their halves the other way round:
- * eight lanes write all banks once. */
+/* 16 e4m3 values of columns 128 · i + 16 · part. Lanes 4 to 7 store their halves the other way
+ * round: eight lanes write all banks once. */
 template <class T>
 __device__ __forceinline__ void put_e4m3(u32 at, int key, int part, int i, uint4 v, float low,
                                          float high)
@@ -303,8 +303,8 @@ __device__ __forceinline__ int fetch_position(const struct mla_mqa_args &a, cons
     return (word >> j % 32 & 1) || MLA_MUTANT == 20 ? j : -1;
 }
 
-/* Where this lane's key of a block begins, and bit i: key 16 · warp + i is seen. One that is not has
- * the address of queries, which may be read: its bytes are dropped. */
+/* Where this lane's key of a block begins, and bit i: key 16 · warp + i is seen. One that is not
+ * has the address of queries, which may be read: its bytes are dropped. */
 struct places {
     const char *data, *other;
     u32 seen;
@@ -362,7 +362,8 @@ __device__ __forceinline__ void load_queries(const struct mla_decode90_args &g,
     release(smem + S::q_full);
 }
 
-/* Blocks from s.boxes on, through registers; queries of load q_load too, where no block comes by TMA. */
+/* Blocks from s.boxes on, through registers; queries of load q_load too, where no block comes by
+ * TMA. */
 template <class T, class F>
 __device__ __forceinline__ void gather_blocks(const struct mla_decode90_args &g,
                                               const struct work &w, const struct span &s, u32 smem,
@@ -447,8 +448,8 @@ __device__ __forceinline__ struct box find_box(const struct mla_mqa_args &a, con
     return b;
 }
 
-/* Block `step` by TMA, first lies its first box; each warp brings a quarter of the columns. later: the
- * first box of a block to call to L2, if it is one. */
+/* Block `step` by TMA, first lies its first box; each warp brings a quarter of the columns.
+ * later: the first box of a block to call to L2, if it is one. */
 template <class F>
 __device__ __forceinline__ void load_boxes(const struct mla_decode90_args &g, const struct work &w,
                                            int step, struct box first, bool calls, struct box later,
@@ -519,8 +520,8 @@ __device__ __forceinline__ void produce(const struct mla_decode90_args &g, u32 s
         if (s.last == s.first)
             continue;
         if constexpr (!F::packed) {
-            /* Tiles that share keys wait for memory alike: one asks early for the others. Where each
-             * key is read once, asking twice costs more than it gains. */
+            /* Tiles that share keys wait for memory alike: one asks early for the others. Where
+             * each key is read once, asking twice costs more than it gains. */
             const bool calls = w.r.query_len * g.a.heads > ROWS;
             struct box now = find_box(g.a, w, s.first * KEYS);
             struct box next = find_box(g.a, w, (s.first + 1) * KEYS);
