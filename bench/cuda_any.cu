@@ -196,6 +196,7 @@ static void run_kernel(const struct shape *s, const struct ceilings *ceil, const
     job.requests = requests;
     job.num_requests = s->batch;
     job.wanted_splits = splits;
+    job.named = true;
     char why[160] = "";
     if (!job.kernel->supports(&job, why, sizeof why) || job.kernel->prepare(&job) != MLA_OK) {
         printf("%-34s refused: %s %s\n", s->name, why, mla_last_error());
