@@ -172,11 +172,89 @@ struct shape {
     const char *name;
     int batch, query_len, keys, heads, topk;
     bool fp8, paged, causal, sink;
+    int splits[3]; /* asked of sm_90's kernel, beside its own choice */
 };
+
+static int sm; /* of the device */
 
 struct ceilings {
     double mma, read, gather_8k, gather_32k;
 };
+
+/* Times one row of the table on a shape; splits 0 = its own choice. */
+static void run_kernel(const struct shape *s, const struct ceilings *ceil, const mla_problem *p,
+                       const mla_tensors *t, const struct mla_request *requests,
+                       const struct mla_kernel *kernel, int splits)
+{
+    mla_context context = {};
+    context.backend = MLA_BACKEND_CUDA;
+    context.sm = sm;
+    struct mla_job job = {};
+    job.context = &context;
+    job.problem = p;
+    job.kernel = kernel;
+    job.requests = requests;
+    job.num_requests = s->batch;
+    job.wanted_splits = splits;
+    job.named = true;
+    char why[160] = "";
+    if (!job.kernel->supports(&job, why, sizeof why) || job.kernel->prepare(&job) != MLA_OK) {
+        printf("%-34s refused: %s %s\n", s->name, why, mla_last_error());
+        exit(1);
+    }
+    char *work = device<char>(job.workspace_bytes);
+    CHECK(cudaDeviceSynchronize());
+    double ms = median_ms([&] {
+        if (job.kernel->run(&job, t, work, NULL) != MLA_OK) {
+            printf("%s\n", mla_last_error());
+            exit(1);
+        }
+    });
+    double tokens = (double)s->batch * s->query_len, slots = (double)s->batch * s->keys;
+    double pairs = tokens * (s->topk ? s->topk : s->keys);
+    if (!s->topk && s->causal)
+        pairs -= tokens * 0.5 * (s->query_len - 1);
+    double flop = 2.0 * pairs * s->heads * (D + L), rate = flop / ms * 1e-9;
+    double bytes = (s->topk ? pairs : slots) * (s->fp8 ? FP8_ROW_BYTES : 2 * D) +
+                   tokens * s->heads * (D + L) * 2;
+    double memory = s->topk == 0      ? ceil->read
+                    : s->keys <= 8192 ? ceil->gather_8k
+                                      : ceil->gather_32k;
+    printf("%-34s %-15s %8.4f ms %6.1f TFLOP/s %5.1f%% of mma %6.0f GB/s %5.1f%% of %s  splits "
+           "%d\n",
+           s->name, kernel->name, ms, rate, rate / ceil->mma * 100, bytes / ms * 1e-6,
+           bytes / ms * 1e-6 / memory * 100, s->topk ? "gather" : "read", (int)job.num_splits);
+    fflush(stdout);
+    job.kernel->release(&job);
+    CHECK(cudaFree(work));
+}
+
+#ifdef MLA_WITH_SM90
+/* Largest difference (as bits of a float) and the count of values of b that are not finite. */
+__global__ void find_differences(const uint16_t *a, const uint16_t *b, int64_t n, unsigned *result)
+{
+    for (int64_t i = (int64_t)blockIdx.x * blockDim.x + threadIdx.x; i < n;
+         i += (int64_t)gridDim.x * blockDim.x) {
+        float x = __uint_as_float((uint32_t)a[i] << 16), y = __uint_as_float((uint32_t)b[i] << 16);
+        if (isfinite(y))
+            atomicMax(result, __float_as_uint(fabsf(x - y)));
+        else
+            atomicAdd(result + 1, 1u);
+    }
+}
+
+static void compare(const uint16_t *a, const uint16_t *b, int64_t n)
+{
+    unsigned *result = device<unsigned>(2), host[2];
+    float worst;
+    CHECK(cudaMemset(result, 0, 8));
+    find_differences<<<1024, 256>>>(a, b, n, result);
+    CHECK(cudaMemcpy(host, result, 8, cudaMemcpyDeviceToHost));
+    CHECK(cudaFree(result));
+    memcpy(&worst, &host[0], 4);
+    printf("    largest difference from mqa_any %.3e, not finite %u\n", worst, host[1]);
+}
+#endif
 
 static void run_shape(const struct shape *s, const struct ceilings *ceil)
 {
@@ -243,42 +321,24 @@ static void run_shape(const struct shape *s, const struct ceilings *ceil)
     t.q.data = q;
     t.out.data = out;
     t.lse.data = lse;
-    mla_context context = {};
-    context.backend = MLA_BACKEND_CUDA;
-    struct mla_job job = {};
-    job.context = &context;
-    job.problem = &p;
-    job.kernel = &mla_mqa_any;
-    job.requests = requests.data();
-    job.num_requests = s->batch;
-    char why[160] = "";
-    if (!job.kernel->supports(&job, why, sizeof why) || job.kernel->prepare(&job) != MLA_OK) {
-        printf("%-34s refused: %s %s\n", s->name, why, mla_last_error());
-        exit(1);
-    }
-    char *work = device<char>(job.workspace_bytes);
     CHECK(cudaDeviceSynchronize());
-    double ms = median_ms([&] {
-        if (job.kernel->run(&job, &t, work, NULL) != MLA_OK) {
-            printf("%s\n", mla_last_error());
-            exit(1);
+    run_kernel(s, ceil, &p, &t, requests.data(), &mla_mqa_any, 0);
+#ifdef MLA_WITH_SM90
+    if (strstr(s->name, "decode")) {
+        int64_t size = tokens * s->heads * L;
+        uint16_t *other = device<uint16_t>(size);
+        CHECK(cudaMemset(other, 0xFF, size * 2));
+        t.out.data = other;
+        run_kernel(s, ceil, &p, &t, requests.data(), &mla_mqa_decode_sm90, 0);
+        compare(out, other, size);
+        for (int i = 0; i < 3 && s->splits[i]; i++) {
+            run_kernel(s, ceil, &p, &t, requests.data(), &mla_mqa_decode_sm90, s->splits[i]);
+            compare(out, other, size);
         }
-    });
-    double pairs = (double)tokens * (s->topk ? s->topk : s->keys);
-    if (!s->topk && s->causal)
-        pairs -= (double)tokens * 0.5 * (s->query_len - 1);
-    double flop = 2.0 * pairs * s->heads * (D + L), rate = flop / ms * 1e-9;
-    double bytes = (s->topk ? pairs : (double)slots) * (s->fp8 ? FP8_ROW_BYTES : 2 * D) +
-                   (double)tokens * s->heads * (D + L) * 2;
-    double memory = s->topk == 0      ? ceil->read
-                    : s->keys <= 8192 ? ceil->gather_8k
-                                      : ceil->gather_32k;
-    printf("%-34s %8.4f ms %6.1f TFLOP/s %5.1f%% of mma %6.0f GB/s %5.1f%% of %s  splits %d\n",
-           s->name, ms, rate, rate / ceil->mma * 100, bytes / ms * 1e-6,
-           bytes / ms * 1e-6 / memory * 100, s->topk ? "gather" : "read", (int)job.num_splits);
-    fflush(stdout);
-    job.kernel->release(&job);
-    void *all[] = {q, out, lse, cache, lists, table, work};
+        CHECK(cudaFree(other));
+    }
+#endif
+    void *all[] = {q, out, lse, cache, lists, table};
     for (void *p : all)
         CHECK(cudaFree(p));
 }
@@ -323,18 +383,41 @@ int main(int argc, char **argv)
         {"sparse-prefill sink kv8k h16", 1, 4096, 8192, 16, 2048, false, false, false, true},
         {"sparse-prefill kv8k h128", 1, 4096, 8192, 128, 2048, false, false, false, false},
         {"sparse-prefill kv8k h16", 1, 4096, 8192, 16, 2048, false, false, false, false},
-        {"sparse-decode fp8 b128 h128", 128, 1, 32768, 128, 2048, true, true, true, false},
+        {"sparse-decode fp8 b128 h128", 128, 1, 32768, 128, 2048, true, true, true, false, {2}},
         {"sparse-decode fp8 b128 sq2 h128", 128, 2, 32768, 128, 2048, true, true, true, false},
-        {"sparse-decode fp8 b128 h64", 128, 1, 32768, 64, 2048, true, true, true, false},
+        {"sparse-decode fp8 b128 h64", 128, 1, 32768, 64, 2048, true, true, true, false, {2}},
+        {"sparse-decode fp8 b1 h64", 1, 1, 32768, 64, 2048, true, true, true, false, {16, 32}},
         {"sparse-decode fp8 b128 h16", 128, 1, 32768, 16, 2048, true, true, true, false},
-        {"sparse-decode fp8 b1 h128", 1, 1, 32768, 128, 2048, true, true, true, false},
-        {"dense-decode b128 kv32k h128", 128, 1, 32768, 128, 0, false, true, true, false},
+        {"sparse-decode fp8 b1 h128",
+         1,
+         1,
+         32768,
+         128,
+         2048,
+         true,
+         true,
+         true,
+         false,
+         {16, 32, 11}},
+        {"dense-decode b128 kv32k h128",
+         128,
+         1,
+         32768,
+         128,
+         0,
+         false,
+         true,
+         true,
+         false,
+         {1, 2, 4}},
         {"dense-decode b128 kv32k h64", 128, 1, 32768, 64, 0, false, true, true, false},
         {"dense-decode b128 kv32k h32", 128, 1, 32768, 32, 0, false, true, true, false},
-        {"dense-decode b128 kv32k h16", 128, 1, 32768, 16, 0, false, true, true, false},
+        {"dense-decode b128 kv32k h16", 128, 1, 32768, 16, 0, false, true, true, false, {1, 4, 8}},
         {"dense-decode b128 kv4k h128", 128, 1, 4096, 128, 0, false, true, true, false},
         {"dense-decode b128 kv4k h16", 128, 1, 4096, 16, 0, false, true, true, false},
-        {"dense-decode b1 kv32k h128", 1, 1, 32768, 128, 0, false, true, true, false},
+        {"dense-decode b128 sq2 kv32k h128", 128, 2, 32768, 128, 0, false, true, true, false},
+        {"dense-decode b1 kv32k h16", 1, 1, 32768, 16, 0, false, true, true, false, {64, 32}},
+        {"dense-decode b1 kv32k h128", 1, 1, 32768, 128, 0, false, true, true, false, {66, 32, 44}},
         {"dense-prefill s4096 h16", 1, 4096, 4096, 16, 0, false, false, true, false},
     };
     const char *word = argc > 1 ? argv[1] : "";
@@ -345,6 +428,7 @@ int main(int argc, char **argv)
     }
     struct cudaDeviceProp prop;
     CHECK(cudaGetDeviceProperties(&prop, 0));
+    sm = 10 * prop.major + prop.minor;
     flush_buffer = device<char>(FLUSH);
     struct ceilings c = measure_ceilings(prop.multiProcessorCount);
     printf("%s, %d SMs\nceilings: mma.sync bf16 %.1f TFLOP/s, read %.0f GB/s, gather of 1152-byte "

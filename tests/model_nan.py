@@ -6,7 +6,7 @@
 
 Makes problems, puts NaN into those keys, and checks the tensor-core kernels on them in the
 functional model. A kernel that does not clean unseen values (variant 26 of mha_prefill, 20 of
-mqa_decode on sm_100) must be noticed, or the test proves nothing.
+mqa_decode) must be noticed, or the test proves nothing.
 """
 import json
 import math
@@ -32,6 +32,7 @@ ABSORBED = [
 GROUPS = [
     (EXPANDED, [("mha_prefill_sm100", "100"), ("mha_prefill_sm90", "90")], "mha_prefill:26"),
     (ABSORBED, [("mqa_decode_sm100", "100")], "mqa_decode:20"),
+    (ABSORBED, [("mqa_decode_sm90", "90")], "mqa_decode:20"),
 ]
 SCHEDULES = ["eager", "late", "random:1"]
 NAN = b"\xc0\x7f"

@@ -2,17 +2,19 @@
 /* Joins partial results over disjoint sets of keys, in the order of the parts, so that results
  * repeat bit by bit:  lse = log2 sum 2^lse_i,  out = sum 2^(lse_i - lse) · out_i.
  *
- * mqa_combine_kernel: the key splits of mqa.cuh. merge_kernel: mla_merge. One warp a row, 8 warps a
- * block; each lane walks the row in steps of 128 (or 32) columns. No shared memory. Both read every
- * part once and write the result once: memory bandwidth is the bound. A part without keys
- * (lse = -inf) is not read, whatever its row holds. */
+ * mqa_combine_kernel: the key splits of all engines, four warps a row, a lane for four columns.
+ * merge_kernel: mla_merge, one warp a row, each lane walks it in steps of 32 columns. 8 warps a
+ * block. No shared memory. Both read every part once and write the result once: memory bandwidth is
+ * the bound. A part without keys (lse = -inf) is not read, whatever its row holds. */
 #include "../element.cuh"
 #include "../ptx/launch.cuh"
+#include "../ptx/warp.cuh"
 #include "../mutant.cuh"
 #include "merge.h"
 #include "mqa.h"
 
 static const int THREADS = MLA_MQA_THREADS;
+static const int COLUMNS = MLA_MQA_LATENT / MLA_MQA_COMBINE_WARPS; /* of a warp, four a lane */
 
 __device__ __forceinline__ void store_one(int dtype, void *out, int64_t at, float x)
 {
@@ -36,8 +38,13 @@ __device__ __forceinline__ float load_one(int dtype, const void *in, int64_t at)
 __global__ void __launch_bounds__(MLA_MQA_THREADS)
     mqa_combine_kernel(const __grid_constant__ struct mla_mqa_args a, int64_t rows)
 {
+#if defined(MLA_MODEL) || (defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900)
+    griddep_wait(); /* this grid may start while the one that wrote the parts is ending */
+#endif
     int lane = threadIdx.x % 32;
-    int64_t row = (int64_t)blockIdx.x * (THREADS / 32) + threadIdx.x / 32;
+    int64_t warp = (int64_t)blockIdx.x * (THREADS / 32) + threadIdx.x / 32;
+    int64_t row = warp / MLA_MQA_COMBINE_WARPS;
+    int column = (int)(warp % MLA_MQA_COMBINE_WARPS) * COLUMNS + lane * 4;
     if (row >= rows)
         return;
     /* The split request that holds the row; requests with one split hold none. */
@@ -52,50 +59,60 @@ __global__ void __launch_bounds__(MLA_MQA_THREADS)
     int at = (int)(row - r.first_row), head = at % a.heads;
     int64_t token = r.q_start + at / a.heads, per_split = (int64_t)r.query_len * a.heads;
     const float *lse = a.part_lse + r.part_row + at, *top = a.part_max + r.part_row + at;
-    const float *out = a.part_out + (r.part_row + at) * MLA_MQA_LATENT;
+    const float *out = a.part_out + (r.part_row + at) * MLA_MQA_LATENT + column;
 
     float reference = -INFINITY, max_log2 = -INFINITY;
-    for (int s = 0; s < r.splits; s++) {
+    bool bad = false; /* fmaxf drops NaN; here it must stay */
+    for (int s = lane; s < r.splits; s += 32) {
         float l = lse[s * per_split];
-        /* fmaxf drops NaN; here it must stay. */
-        reference = isnan(l) || isnan(reference) ? NAN : fmaxf(reference, l);
+        bad |= isnan(l);
+        reference = fmaxf(reference, l);
         max_log2 = fmaxf(max_log2, top[s * per_split]);
     }
+    for (int i = 16; i; i /= 2) {
+        reference = fmaxf(reference, __shfl_xor_sync(0xFFFFFFFFu, reference, i));
+        max_log2 = fmaxf(max_log2, __shfl_xor_sync(0xFFFFFFFFu, max_log2, i));
+    }
     float sink = a.sink ? a.sink[head] * 1.44269504f : -INFINITY;
-    if (!isnan(reference))
-        reference = fmaxf(reference, sink);
+    reference = __any_sync(0xFFFFFFFFu, bad) ? NAN : fmaxf(reference, sink);
     bool nothing = isinf(reference); /* no key and no sink, or a sink of +inf */
     float sum = nothing ? 1 : exp2f(sink - reference);
-    float4 acc[MLA_MQA_LATENT / 128];
-    for (int j = 0; j < MLA_MQA_LATENT / 128; j++)
-        acc[j] = make_float4(0, 0, 0, 0);
-    for (int s = 0; !nothing && s < r.splits; s++) {
-        float l = lse[s * per_split];
-        if (l == -INFINITY)
-            continue;
-        float weight = MUTANT(SPLIT_MEAN) ? 1.0f : exp2f(l - reference);
-        sum += MUTANT(SPLIT_LOST) && s == 1 ? 0 : weight;
-        const float *part = out + s * per_split * MLA_MQA_LATENT;
+    float4 acc = make_float4(0, 0, 0, 0);
+    /* Weights of 32 parts, one a lane; the parts in their order, loads of eight under way. */
+    for (int first = 0; !nothing && first < r.splits; first += 32) {
+        float l = first + lane < r.splits ? lse[(first + lane) * per_split] : -INFINITY;
+        float mine = l == -INFINITY || MUTANT(SPLIT_MEAN) ? 1.0f : exp2f(l - reference);
+        uint32_t there = __ballot_sync(0xFFFFFFFFu, l != -INFINITY);
+        int count = min(32, r.splits - first);
+#pragma unroll 1
+        for (int base = 0; base < count; base += 8) {
+            float4 v[8];
 #pragma unroll
-        for (int j = 0; j < MLA_MQA_LATENT / 128; j++) {
-            float4 v = *(const float4 *)(part + j * 128 + lane * 4);
-            acc[j].x += weight * v.x;
-            acc[j].y += weight * v.y;
-            acc[j].z += weight * v.z;
-            acc[j].w += weight * v.w;
+            for (int i = 0; i < 8; i++) {
+                v[i] = make_float4(0, 0, 0, 0);
+                if (there >> (base + i) & 1)
+                    v[i] = *(const float4 *)(out + (first + base + i) * per_split * MLA_MQA_LATENT);
+            }
+#pragma unroll
+            for (int i = 0; i < 8; i++) {
+                float weight = __shfl_sync(0xFFFFFFFFu, mine, base + i);
+                if (!(there >> (base + i) & 1))
+                    continue;
+                sum += MUTANT(SPLIT_LOST) && first + base + i == 1 ? 0 : weight;
+                acc.x += weight * v[i].x;
+                acc.y += weight * v[i].y;
+                acc.z += weight * v[i].z;
+                acc.w += weight * v[i].w;
+            }
         }
     }
     float factor = nothing ? 0 : 1 / sum;
-    int64_t to = token * a.out_stride[0] + head * a.out_stride[1];
-#pragma unroll
-    for (int j = 0; j < MLA_MQA_LATENT / 128; j++) {
-        int column = j * 128 + lane * 4;
-        store_one(a.out_dtype, a.out, to + column, acc[j].x * factor);
-        store_one(a.out_dtype, a.out, to + column + 1, acc[j].y * factor);
-        store_one(a.out_dtype, a.out, to + column + 2, acc[j].z * factor);
-        store_one(a.out_dtype, a.out, to + column + 3, acc[j].w * factor);
-    }
-    if (lane != 0)
+    int64_t to = token * a.out_stride[0] + head * a.out_stride[1] + column;
+    store_one(a.out_dtype, a.out, to, acc.x * factor);
+    store_one(a.out_dtype, a.out, to + 1, acc.y * factor);
+    store_one(a.out_dtype, a.out, to + 2, acc.z * factor);
+    store_one(a.out_dtype, a.out, to + 3, acc.w * factor);
+    if (column != 0)
         return;
     if (a.lse)
         a.lse[token * a.lse_stride[0] + head * a.lse_stride[1]] =

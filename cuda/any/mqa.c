@@ -330,6 +330,25 @@ mla_status mla_mqa_launch_grid(const struct mla_mqa_tile *tile, void *argument, 
     return MLA_OK;
 }
 
+/* From sm_90 on the grid may start while the one before it is ending; it waits for its results. */
+static mla_status launch_combine(const struct mla_job *job, struct mla_mqa_args *a, int64_t rows,
+                                 void *stream)
+{
+    const int64_t warps = MLA_MQA_THREADS / 32, all = rows * MLA_MQA_COMBINE_WARPS;
+    cudaLaunchAttribute attribute = {.id = cudaLaunchAttributeProgrammaticStreamSerialization};
+    attribute.val.programmaticStreamSerializationAllowed = 1;
+    const cudaLaunchConfig_t config = {
+        .gridDim = {(unsigned)((all + warps - 1) / warps), 1, 1},
+        .blockDim = {MLA_MQA_THREADS, 1, 1},
+        .stream = stream,
+        .attrs = &attribute,
+        .numAttrs = job->context->sm >= 90,
+    };
+    void *args[] = {a, &rows};
+    MLA_CUDA(cudaLaunchKernelExC(&config, mla_mqa_combine_function(), args));
+    return MLA_OK;
+}
+
 mla_status mla_mqa_launch(const struct mla_job *job, const struct mla_mqa_plan *plan,
                           const mla_tensors *t, const mla_tensor *q, const mla_tensor *out,
                           mla_dtype out_dtype, void *parts, void *stream)
@@ -345,12 +364,8 @@ mla_status mla_mqa_launch(const struct mla_job *job, const struct mla_mqa_plan *
             status = plan->engine->launch(job, &tile, &a, l, stream);
         else
             status = mla_mqa_launch_grid(&tile, &a, l->blocks, stream);
-        if (status == MLA_OK && l->merged_rows) {
-            int64_t warps = MLA_MQA_THREADS / 32, blocks = (l->merged_rows + warps - 1) / warps;
-            void *args[] = {&a, (void *)&l->merged_rows};
-            MLA_CUDA(cudaLaunchKernel(mla_mqa_combine_function(), (dim3){(unsigned)blocks, 1, 1},
-                                      (dim3){MLA_MQA_THREADS, 1, 1}, args, 0, stream));
-        }
+        if (status == MLA_OK && l->merged_rows)
+            status = launch_combine(job, &a, l->merged_rows, stream);
     }
     return status;
 }

@@ -10,7 +10,7 @@
 extern "C" {
 #endif
 
-enum { MLA_MQA_LATENT = 512, MLA_MQA_KEYS = 32, MLA_MQA_THREADS = 256 };
+enum { MLA_MQA_LATENT = 512, MLA_MQA_KEYS = 32, MLA_MQA_THREADS = 256, MLA_MQA_COMBINE_WARPS = 4 };
 
 /* The cache of one launch. Strides in bytes. */
 struct mla_mqa_cache {
@@ -78,7 +78,8 @@ struct mla_mqa_tile {
 /* rows 16, 32 or 64; rope_dim 0 or 64; q_dtype bf16 or f16. */
 struct mla_mqa_tile mla_mqa_tile_bf16(int rows, int rope_dim, bool packed);
 struct mla_mqa_tile mla_mqa_tile_f16(int rows, int rope_dim, bool packed);
-/* Joins the partial results of split requests; one warp a row, MLA_MQA_THREADS threads a block. */
+/* Joins the partial results of split requests; MLA_MQA_COMBINE_WARPS a row, MLA_MQA_THREADS threads
+ * a block. */
 const void *mla_mqa_combine_function(void);
 
 #ifdef __cplusplus

@@ -36,6 +36,20 @@ __device__ __forceinline__ void tma_prefetch_map(const struct mla_tensor_map *ma
 #endif
 }
 
+/* Brings a box to L2 only: a hint. */
+__device__ __forceinline__ void tma_prefetch_3d(const struct mla_tensor_map *map, int c0, int c1,
+                                                int c2 MLA_AT)
+{
+#ifdef MLA_MODEL
+    (void)c0, (void)c1, (void)c2;
+    model_tma_prefetch_map(map, at);
+#else
+    asm volatile("cp.async.bulk.prefetch.tensor.3d.L2.global.tile [%0, {%1, %2, %3}];\n" ::"l"(map),
+                 "r"(c0), "r"(c1), "r"(c2)
+                 : "memory");
+#endif
+}
+
 #ifdef MLA_MODEL
 #define MLA_TMA_LOAD(rank, pair, mask, ...)                                                        \
     const int c[] = {__VA_ARGS__};                                                                 \

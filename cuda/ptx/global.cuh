@@ -1,0 +1,32 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Loads from global memory that stay where they are written, so that others may be under way. */
+#ifndef MLA_CUDA_PTX_GLOBAL_CUH
+#define MLA_CUDA_PTX_GLOBAL_CUH
+
+#include "at.cuh"
+
+#include <string.h>
+
+/* 4, 8 or 16 bytes that no one writes meanwhile. */
+template <class T> __device__ __forceinline__ T ld_global(const void *gmem)
+{
+    static_assert(sizeof(T) == 4 || sizeof(T) == 8 || sizeof(T) == 16, "4, 8 or 16 bytes");
+    T value;
+#ifdef MLA_MODEL
+    memcpy(&value, gmem, sizeof(T));
+#else
+    u32 w[4];
+    if (sizeof(T) == 16)
+        asm volatile("ld.global.nc.v4.b32 {%0, %1, %2, %3}, [%4];"
+                     : "=r"(w[0]), "=r"(w[1]), "=r"(w[2]), "=r"(w[3])
+                     : "l"(gmem));
+    else if (sizeof(T) == 8)
+        asm volatile("ld.global.nc.v2.b32 {%0, %1}, [%2];" : "=r"(w[0]), "=r"(w[1]) : "l"(gmem));
+    else
+        asm volatile("ld.global.nc.b32 %0, [%1];" : "=r"(w[0]) : "l"(gmem));
+    memcpy(&value, w, sizeof(T));
+#endif
+    return value;
+}
+
+#endif

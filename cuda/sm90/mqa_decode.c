@@ -1,0 +1,208 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* mqa_decode: the engine for absorbed decode on sm_90: tiles, key splits, tensor maps. Device side:
+ * mqa_decode.cuh. */
+#include "mqa_decode.h"
+
+#include "any/mqa_plan.h"
+#include "device.h"
+#include "format.h"
+#include "status.h"
+
+#include <inttypes.h>
+#include <stdio.h>
+
+enum {
+    SMS = 132, /* a request with as many row tiles needs no splits */
+    MOST_SPLITS = 64,
+    FEW_ROWS = 32,
+    LEAST_BOX_ROWS = 8 /* smaller pages: more TMA instructions than rows are worth */
+};
+/* Keys of a split, at least: each writes and reads a partial tile of 128 KB, beside 74 KB for 64
+ * keys of a bf16 cache. */
+static const int64_t least_keys = 4096, least_of_few_rows = 2048, least_of_list = 2048;
+
+/* Rows that share keys: with few of them mqa_any's smaller tiles are as fast, and their splits cost
+ * less. */
+static int64_t rows_together(const struct mla_job *job, const struct mla_request *r)
+{
+    int64_t heads = job->problem->heads_q;
+    return mla_mqa_uses_lists(job) ? heads : r->query_len * heads;
+}
+
+static bool supports(const struct mla_job *job, char *why, size_t bytes)
+{
+    const mla_problem *p = job->problem;
+    if (job->context->sm != 90)
+        snprintf(why, bytes, "sm_%d, want sm_90", job->context->sm);
+    else if (mla_cache_is_packed(p->cache_format) && p->q_dtype != MLA_BF16)
+        snprintf(why, bytes, "q of %s over packed records, want bf16", mla_dtype_name(p->q_dtype));
+    else if (mla_total_q(p) * p->heads_q > INT32_MAX - MLA_DECODE90_ROWS)
+        snprintf(why, bytes, "%" PRId64 " queries times heads, want fewer than 2^31",
+                 mla_total_q(p) * p->heads_q);
+    else {
+        for (int64_t i = 0; i < job->num_requests && !job->named; i++)
+            if (rows_together(job, &job->requests[i]) <= FEW_ROWS) {
+                snprintf(why, bytes,
+                         "request %" PRId64 " has %" PRId64
+                         " rows of query tokens and heads to share keys, more than %d pay",
+                         job->requests[i].index, rows_together(job, &job->requests[i]), FEW_ROWS);
+                return false;
+            }
+        return true;
+    }
+    return false;
+}
+
+/* From the request's own shape alone: the batch around it changes no bit of its result. */
+static struct mla_mqa_cut cut(const struct mla_job *job, const struct mla_request *r)
+{
+    const mla_problem *p = job->problem;
+    const int64_t rows = MLA_DECODE90_ROWS;
+    bool lists = mla_mqa_uses_lists(job);
+    int64_t all = r->query_len * p->heads_q, keys = lists ? p->topk : r->seq_len_kv;
+    struct mla_mqa_cut c = {.tile = 0};
+    c.tiles = lists ? r->query_len * ((p->heads_q + rows - 1) / rows) : (all + rows - 1) / rows;
+    if (c.tiles == 0)
+        return c;
+    int64_t steps = (keys + MLA_DECODE90_KEYS - 1) / MLA_DECODE90_KEYS;
+    c.splits = job->wanted_splits;
+    if (c.splits == 0) {
+        int64_t least = lists ? least_of_list : all <= rows / 2 ? least_of_few_rows : least_keys;
+        int64_t room = SMS / c.tiles, most = keys / least;
+        c.splits = most < room ? most : room;
+        c.splits = c.splits < MOST_SPLITS ? c.splits : MOST_SPLITS;
+    }
+    c.splits = c.splits < steps ? c.splits : steps;
+    c.splits = c.splits < 1 ? 1 : c.splits;
+    return c;
+}
+
+static struct mla_mqa_tile tile(const mla_problem *p, int index)
+{
+    int rope = (int)p->qk_rope_dim;
+    (void)index;
+    return p->q_dtype == MLA_BF16 ? mla_decode90_tile_bf16((int)p->cache_format, rope)
+                                  : mla_decode90_tile_f16(rope);
+}
+
+/* Maps of a plain cache whose blocks of keys TMA can bring; otherwise box_rows stays 0. */
+static mla_status set_maps(const mla_problem *p, struct mla_decode90_args *g)
+{
+    const struct mla_mqa_cache *c = &g->a.cache;
+    int64_t size = c->page_size, pages = c->num_pages, rope_bytes = c->row_bytes, keys = 0;
+    int64_t page_bytes = c->page_bytes, limit = (int64_t)1 << 40;
+    uint32_t rows = MLA_DECODE90_KEYS;
+    if (mla_cache_is_packed(p->cache_format) || g->a.topk || g->a.mask)
+        return MLA_OK;
+    if (size) {
+        rows = size < MLA_DECODE90_KEYS ? (uint32_t)size : MLA_DECODE90_KEYS;
+        if (rows < LEAST_BOX_ROWS || MLA_DECODE90_KEYS % rows || size % rows)
+            return MLA_OK;
+    } else {
+        for (int64_t b = 0; b < p->batch; b++)
+            keys += p->seq_lens_kv[b];
+        size = keys;
+        pages = 1;
+        page_bytes = c->row_bytes;
+        rope_bytes = c->rope_row_bytes;
+    }
+    if (size == 0 || pages == 0 || c->row_bytes >= limit || page_bytes >= limit ||
+        rope_bytes >= limit)
+        return MLA_OK;
+    uint64_t dims[3] = {MLA_MQA_LATENT, (uint64_t)size, (uint64_t)pages};
+    uint64_t strides[2] = {(uint64_t)c->row_bytes, (uint64_t)page_bytes};
+    const uint32_t box[3] = {64, rows, 1};
+    mla_status status = mla_tensor_map_tiled(&g->latent, 2, 3, c->data, dims, strides, box, 128);
+    if (status == MLA_OK && p->qk_rope_dim) {
+        dims[0] = (uint64_t)p->qk_rope_dim;
+        strides[0] = (uint64_t)rope_bytes;
+        if (c->page_size == 0)
+            strides[1] = strides[0];
+        status = mla_tensor_map_tiled(&g->rope, 2, 3, c->rope, dims, strides, box, 128);
+    }
+    g->box_rows = (int32_t)rows;
+    return status;
+}
+
+/* Queries by TMA, if heads of all tokens are evenly spaced rows. */
+static mla_status set_query_map(const mla_problem *p, struct mla_decode90_args *g)
+{
+    const struct mla_mqa_args *a = &g->a;
+    int64_t rows = mla_total_q(p) * a->heads;
+    if (a->q_stride[0] != a->q_stride[1] * a->heads || a->q_stride[1] >= (int64_t)1 << 40)
+        return MLA_OK;
+    const uint64_t dims[2] = {(uint64_t)(MLA_MQA_LATENT + p->qk_rope_dim), (uint64_t)rows};
+    const uint64_t stride = (uint64_t)a->q_stride[1];
+    const uint32_t box[2] = {64, MLA_DECODE90_ROWS};
+    g->q_boxes = 1;
+    return mla_tensor_map_tiled(&g->q, 2, 2, a->q, dims, &stride, box, 128);
+}
+
+/* Rows that are not 16-byte aligned (model1: odd page sizes) go to the portable kernel. */
+static mla_status launch_unaligned(const mla_problem *p, const struct mla_mqa_args *args,
+                                   const struct mla_mqa_launch *launch, void *stream)
+{
+    int rows = MLA_DECODE90_ROWS, rope = (int)p->qk_rope_dim;
+    bool packed = mla_cache_is_packed(p->cache_format);
+    struct mla_mqa_tile any = p->q_dtype == MLA_BF16 ? mla_mqa_tile_bf16(rows, rope, packed)
+                                                     : mla_mqa_tile_f16(rows, rope, packed);
+    struct mla_mqa_args a = *args;
+    MLA_CUDA(cudaFuncSetAttribute(any.function, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                  (int)any.shared_bytes));
+    return mla_mqa_launch_grid(&any, &a, launch->blocks, stream);
+}
+
+static mla_status launch(const struct mla_job *job, const struct mla_mqa_tile *tile,
+                         const struct mla_mqa_args *args, const struct mla_mqa_launch *launch,
+                         void *stream)
+{
+    const mla_problem *p = job->problem;
+    int sms;
+    if (args->cache.align < 16 || args->q_align < 16)
+        return launch_unaligned(p, args, launch, stream);
+    int64_t item = args->out_dtype == MLA_F32 ? 4 : 2;
+    struct mla_decode90_args g = {
+        .a = *args,
+        .works = (int32_t)launch->blocks,
+        .wide_stores = ((uint64_t)(uintptr_t)args->out | (uint64_t)(args->out_stride[0] * item) |
+                        (uint64_t)(args->out_stride[1] * item)) %
+                           16 ==
+                       0,
+    };
+    mla_status status = set_maps(p, &g);
+    if (status == MLA_OK)
+        status = set_query_map(p, &g);
+    if (status != MLA_OK)
+        return status;
+    MLA_CUDA(cudaDeviceGetAttribute(&sms, cudaDevAttrMultiProcessorCount, job->context->device));
+    return mla_mqa_launch_grid(tile, &g, launch->blocks < sms ? launch->blocks : sms, stream);
+}
+
+static const struct mla_mqa_engine engine = {
+    .name = "mqa_decode_sm90",
+    .num_tiles = 1,
+    .supports = supports,
+    .cut = cut,
+    .tile = tile,
+    .launch = launch,
+};
+
+const struct mla_kernel mla_mqa_decode_sm90 = {
+    .name = "mqa_decode_sm90",
+    .architecture = "sm_90a",
+    .proof = MLA_PROOF_SILICON,
+    .formats = MLA_BIT(MLA_CACHE_BF16) | MLA_BIT(MLA_CACHE_F16) | MLA_BIT(MLA_CACHE_FP8_DS_MLA) |
+               MLA_BIT(MLA_CACHE_MODEL1) | MLA_BIT(MLA_CACHE_V41) | MLA_BIT(MLA_CACHE_NVFP4_DS_MLA),
+    .engine = &engine,
+    MLA_MQA_ABSORBED_ROW,
+};
+
+const struct mla_kernel mla_mqa_decode_latent_sm90 = {
+    .name = "mqa_decode_latent_sm90",
+    .architecture = "sm_90a",
+    .proof = MLA_PROOF_SILICON,
+    .formats = MLA_BIT(MLA_CACHE_BF16) | MLA_BIT(MLA_CACHE_F16) | MLA_BIT(MLA_CACHE_FP8_DS_MLA) |
+               MLA_BIT(MLA_CACHE_NVFP4_DS_MLA),
+    .engine = &engine,
+    MLA_MQA_LATENT_ROW,
+};

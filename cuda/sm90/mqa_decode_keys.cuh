@@ -1,0 +1,546 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* mqa_decode of sm_90: the producer warpgroup. It finds works, leaves notes of them for the math
+ * warpgroups, and brings queries and keys: by TMA where whole blocks of 64 keys of a plain cache
+ * lie in boxes, else row by row; packed records are widened on the way.
+ *
+ * Row by row: warp w serves keys 16 w to 16 w + 15 of every block, in four groups of four; eight
+ * lanes a key, each with 16-byte pieces 128 bytes apart. Plain rows go by cp.async to their place.
+ * Records pass through registers, two groups in flight, also while the stages in shared memory are
+ * in use. Positions run two blocks ahead, page ids one. */
+#ifndef MLA_CUDA_SM90_MQA_DECODE_KEYS_CUH
+#define MLA_CUDA_SM90_MQA_DECODE_KEYS_CUH
+
+#include "any/mqa_work.cuh"
+#include "element.cuh"
+#include "mqa_decode.h"
+#include "ptx/global.cuh"
+#include "ptx/mbarrier.cuh"
+#include "ptx/shared.cuh"
+#include "ptx/tma.cuh"
+#include "ptx/warp.cuh"
+#include "ring.cuh"
+#include "warpgroup.cuh"
+
+static const int KEYS = MLA_DECODE90_KEYS, ROWS = MLA_DECODE90_ROWS;
+static const int PRODUCERS = 4,
+                 GROUPS = 4; /* warps; groups of four keys that each brings of a block */
+static const u32 TILE_BYTES = KEYS * 128; /* 64 columns of a block of keys, or of the queries */
+
+/* Shared memory, for every format. */
+struct decode_shape {
+    static const int STAGES = 2;
+    static const u32 stage_bytes = 9 * TILE_BYTES; /* the ninth also without rope: P */
+    static const u32 k_at = 9 * TILE_BYTES, p_in_stage = 8 * TILE_BYTES;
+    static const u32 tops_at = k_at + STAGES * stage_bytes;    /* [stage][row], floats */
+    static const u32 factors_at = tops_at + STAGES * ROWS * 4; /* [stage][row], floats */
+    static const u32 sums_at = factors_at + STAGES * ROWS * 4; /* [slot][warpgroup][row] */
+    static const u32 valid_at = sums_at + 4 * ROWS * 4;        /* [stage], 64 bits */
+    static const u32 works_at = valid_at + STAGES * 8;         /* 64 bytes each */
+    static const u32 work_full = works_at + 2 * 64, work_free = work_full + 16,
+                     k_full = work_free + 16, left_free = k_full + 8 * STAGES,
+                     right_free = left_free + 8 * STAGES, p_full = right_free + 8 * STAGES,
+                     q_full = p_full + 8 * STAGES, q_free = q_full + 8, k_right = q_free + 8,
+                     shared_bytes = k_right + 8 * STAGES;
+    static_assert(shared_bytes <= 232448, "227 KB of shared memory a block");
+};
+typedef decode_shape S;
+
+/* What the math warpgroups learn of a work. */
+struct decode_note {
+    int steps; /* blocks of keys; -1: no more works */
+    int boxes; /* the first of them, which came by TMA: all their keys are there */
+    int row0, rows;
+    int first;    /* key of the request at which the work begins */
+    int limit;    /* end of the keys that the request's first token sees */
+    int q_start;  /* the request's first token */
+    int split;    /* is the result partial? */
+    int64_t part; /* of row0 in the partial results */
+};
+
+static const u32 NOTE_STEPS = 0, NOTE_BOXES = 4;
+
+__device__ __forceinline__ void write_note(u32 note, const struct decode_note &n)
+{
+    st_shared(note, n.steps);
+    st_shared(note + 4, n.boxes);
+    st_shared(note + 8, n.row0);
+    st_shared(note + 12, n.rows);
+    st_shared(note + 16, n.first);
+    st_shared(note + 20, n.limit);
+    st_shared(note + 24, n.q_start);
+    st_shared(note + 28, n.split);
+    st_shared(note + 32, n.part);
+}
+
+__device__ __forceinline__ struct decode_note read_note(u32 note)
+{
+    return {ld_shared<int>(note),      ld_shared<int>(note + 4),  ld_shared<int>(note + 8),
+            ld_shared<int>(note + 12), ld_shared<int>(note + 16), ld_shared<int>(note + 20),
+            ld_shared<int>(note + 24), ld_shared<int>(note + 28), ld_shared<int64_t>(note + 32)};
+}
+
+/* Blocks of keys of a work. */
+struct span {
+    int first, last, boxes; /* boxes: end of those that TMA brings */
+};
+
+/* Work `index` of the launch. Tiles that share keys are neighbours: L2 serves all but the first. */
+__device__ __forceinline__ struct span find_decode_work(const struct mla_decode90_args &g,
+                                                        int index, struct work *w)
+{
+    const struct mla_mqa_args &a = g.a;
+    int low = 0, high = a.num_requests - 1;
+    while (low < high) { /* the last request that begins at or before this work */
+        int middle = (low + high + 1) / 2;
+        if (a.requests[middle].first_block <= index)
+            low = middle;
+        else
+            high = middle - 1;
+    }
+    const struct mla_mqa_request *r = &a.requests[low];
+    const int end = low + 1 < a.num_requests ? a.requests[low + 1].first_block : g.works;
+    const int first = r->first_block, splits = r->splits, tiles = (end - first) / splits;
+    const int t = (index - first) % tiles, split = (index - first) / tiles;
+    set_work<ROWS>(a, low, first + t * splits + split, 0, w);
+    const int steps = (w->count + KEYS - 1) / KEYS, share = (steps + splits - 1) / splits;
+    struct span s;
+    s.first = min(steps, w->split * share);
+    s.last = min(steps, s.first + share);
+    s.boxes = s.first;
+    if (g.box_rows && !w->list && !a.mask)
+        s.boxes = max(s.first, min(s.last, w->end / KEYS));
+    return s;
+}
+
+__device__ __forceinline__ struct decode_note note_of(const struct mla_mqa_args &a,
+                                                      const struct work &w, const struct span &s)
+{
+    struct decode_note n;
+    n.steps = s.last - s.first;
+    n.boxes = s.boxes - s.first;
+    n.row0 = w.row0;
+    n.rows = w.rows;
+    n.first = s.first * KEYS;
+    n.limit = causal_end(a, w, 0);
+    n.q_start = w.r.q_start;
+    n.split = w.r.splits > 1;
+    n.part = w.r.part_row + (int64_t)w.split * w.r.query_len * a.heads + w.row0;
+    return n;
+}
+
+/* ------------------------------------------------------------------ formats */
+
+/* 16 bytes (eight columns from 64 · tile + 8 · piece on) of a key to its place. */
+__device__ __forceinline__ void put(u32 at, int key, int tile, int piece, uint4 v)
+{
+    st_shared(at + tile * TILE_BYTES + key * 128 + ((u32)(piece ^ (key & 7)) << 4), v);
+}
+
+/* A format is: TILES of 64 columns; SETS of four keys in flight; load of this lane's pieces (part 0
+ * to 7) of a record at data, its rope or footer at other; and their way to shared memory as T. */
+template <int ROPE> struct plain_rows {
+    static const int TILES = 8 + ROPE / 64, SETS = 0;
+    static const bool packed = false;
+
+    /* cp.async, straight to its place. */
+    static __device__ __forceinline__ void copy(u32 at, int key, int part, const char *data,
+                                                const char *other, bool see)
+    {
+        const u32 to = at + key * 128 + ((u32)(part ^ (key & 7)) << 4), bytes = see ? 16 : 0;
+#pragma unroll
+        for (int i = 0; i < 8; i++)
+            cp_async_cg_16(to + i * TILE_BYTES, data + i * 128 + part * 16, bytes);
+        if (ROPE)
+            cp_async_cg_16(to + 8 * TILE_BYTES, other + part * 16, bytes);
+    }
+};
+
+/* 16 e4m3 values of columns 128 · i + 16 · part. Lanes 4 to 7 store their halves the other way
+ * round: eight lanes write all banks once. */
+template <class T>
+__device__ __forceinline__ void put_e4m3(u32 at, int key, int part, int i, uint4 v, float low,
+                                         float high)
+{
+    const bool swap = part & 4;
+    const int tile = 2 * i + (part >> 2), piece = 2 * (part & 3);
+    const uint2 one = swap ? make_uint2(v.z, v.w) : make_uint2(v.x, v.y);
+    const uint2 two = swap ? make_uint2(v.x, v.y) : make_uint2(v.z, v.w);
+    put(at, key, tile, piece + swap, dequant_e4m3x8<T>(one, swap ? high : low));
+    put(at, key, tile, piece + !swap, dequant_e4m3x8<T>(two, swap ? low : high));
+}
+
+struct fp8_rows {
+    static const int TILES = 9, SETS = 2;
+    static const bool packed = true;
+    uint4 v[4], rope;
+    float scale; /* of columns 128 · (part % 4) on */
+
+    __device__ __forceinline__ void load(const char *data, const char *, int part)
+    {
+#pragma unroll
+        for (int i = 0; i < 4; i++)
+            v[i] = ld_global<uint4>(data + i * 128 + part * 16);
+        rope = ld_global<uint4>(data + FP8_ROPE_AT + part * 16);
+        scale = ld_global<float>(data + FP8_SCALES_AT + (part & 3) * 4);
+    }
+    template <class T> __device__ __forceinline__ void store(u32 at, int key, int part) const
+    {
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+            float x = __shfl_sync(~0u, scale, (int)(threadIdx.x & 24) + i);
+            put_e4m3<T>(at, key, part, i, v[i], x, x);
+        }
+        put(at, key, 8, part, from_bf16x8<T>(rope));
+    }
+};
+
+struct model1_rows {
+    static const int TILES = 8, SETS = 2;
+    static const bool packed = true;
+    uint4 v[4], rope;
+    uint2 scales;
+
+    __device__ __forceinline__ void load(const char *data, const char *other, int part)
+    {
+#pragma unroll
+        for (int i = 0; i < 4; i++)
+            v[i] = ld_global<uint4>(data + i * 128 + part * 16);
+        rope = ld_global<uint4>(data + MODEL1_ROPE_AT + part * 16);
+        scales = ld_global<uint2>(other);
+    }
+    template <class T> __device__ __forceinline__ void store(u32 at, int key, int part) const
+    {
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+            float x = ue8m0((i < 2 ? scales.x : scales.y) >> (16 * (i & 1) + 2 * (part & 4)) & 255);
+            if (i < 3 || part < 4)
+                put_e4m3<T>(at, key, part, i, v[i], x, x);
+        }
+        put(at, key, 7, part, from_bf16x8<T>(rope));
+    }
+};
+
+struct v41_rows {
+    static const int TILES = 8, SETS = 2;
+    static const bool packed = true;
+    uint4 v[4], scales;
+
+    __device__ __forceinline__ void load(const char *data, const char *other, int part)
+    {
+#pragma unroll
+        for (int i = 0; i < 4; i++)
+            v[i] = ld_global<uint4>(data + i * 128 + part * 16);
+        scales = ld_global<uint4>(other);
+    }
+    template <class T> __device__ __forceinline__ void store(u32 at, int key, int part) const
+    {
+        const u32 words[4] = {scales.x, scales.y, scales.z, scales.w};
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+            float x = ue8m0(words[i] >> 8 * (part >> 1) & 255);
+            put_e4m3<T>(at, key, part, i, v[i], x, x);
+        }
+    }
+};
+
+struct nvfp4_rows {
+    static const int TILES = 9, SETS = 2;
+    static const bool packed = true;
+    uint4 v[2];   /* 32 columns from 256 · i + 32 · part on */
+    uint2 rope;   /* eight columns */
+    uint4 scales; /* of the columns with this parity of part */
+
+    __device__ __forceinline__ void load(const char *data, const char *, int part)
+    {
+#pragma unroll
+        for (int i = 0; i < 2; i++)
+            v[i] = ld_global<uint4>(data + i * 128 + part * 16);
+        rope = ld_global<uint2>(data + NVFP4_ROPE_AT + part * 8);
+        scales = ld_global<uint4>(data + NVFP4_SCALES_AT + (part & 1) * 16);
+    }
+    /* Block s of 16 columns has byte 8 · (s % 4) + s / 4; here s = 16 i + 2 part + half. */
+    template <class T> __device__ __forceinline__ void store(u32 at, int key, int part) const
+    {
+        const u32 words[4] = {scales.x, scales.y, scales.z, scales.w};
+#pragma unroll
+        for (int i = 0; i < 2; i++) {
+            const u32 raw[4] = {v[i].x, v[i].y, v[i].z, v[i].w};
+#pragma unroll
+            for (int q = 0; q < 4; q++) {
+                u32 byte = words[(q >> 1) * 2 + i] >> 8 * (part >> 1) & 255;
+                put(at, key, 4 * i + (part >> 1), 4 * (part & 1) + q,
+                    dequant_e2m1x8<T>(raw[q], e4m3x2(byte).x));
+            }
+        }
+        put(at, key, 8, part, dequant_e4m3x8<T>(rope, 1.0f));
+    }
+};
+
+/* -------------------------------------------------------------------- keys */
+
+/* Position of key 16 · warp + lane % 16 of a block, unchecked; -1 for none. Bitmask: a key that no
+ * token of the rows sees is none. */
+__device__ __forceinline__ int fetch_position(const struct mla_mqa_args &a, const struct work &w,
+                                              u32 note, int step, int last)
+{
+    int j = step * KEYS + (int)(threadIdx.x / 32 * 16 + threadIdx.x % 16);
+    if (step >= last)
+        return -1;
+    if (w.list)
+        return j < w.count ? w.list[j] : -1;
+    if (!a.mask)
+        return j;
+    u32 word = 0;
+    int first = j / 32 * 32; /* the same in all lanes */
+    if (first < w.end) {
+        const struct decode_note n = read_note(note);
+        const int token0 = n.row0 / a.heads, token1 = (n.row0 + n.rows - 1) / a.heads;
+        for (int t = token0 + (int)threadIdx.x % 32; t <= token1; t += 32)
+            word |= a.mask[(int64_t)(n.q_start + t) * a.mask_stride + first / 32] &
+                    bits_below(n.limit + (a.causal ? t : 0) - first);
+    }
+    word = __reduce_or_sync(~0u, word);
+    return (word >> j % 32 & 1) || MLA_MUTANT == 20 ? j : -1;
+}
+
+/* Where this lane's key of a block begins, and bit i: key 16 · warp + i is seen. One that is not
+ * has the address of queries, which may be read: its bytes are dropped. */
+struct places {
+    const char *data, *other;
+    u32 seen;
+};
+
+template <class F>
+__device__ __forceinline__ struct places find_places(const struct mla_mqa_args &a,
+                                                     const struct work &w, int pos, int page)
+{
+    struct places p = {a.q, a.q, 0};
+    bool see = page >= 0 && (!w.pages || page < a.cache.num_pages);
+    if (see) {
+        const struct row_place at = place_row(&a.cache, w.r.kv_start, pos, page);
+        p.data = a.cache.data + at.data;
+        p.other = (F::packed ? a.cache.data : a.cache.rope) + at.other;
+    }
+    p.seen = __ballot_sync(~0u, see) & 0xFFFF;
+    return p;
+}
+
+/* Those of key 4 · group + lane / 8. */
+__device__ __forceinline__ struct places share_places(const struct places &p, int group)
+{
+    const int key = group * 4 + (int)(threadIdx.x % 32) / 8;
+    return {(const char *)__shfl_sync(~0u, (u64)p.data, key),
+            (const char *)__shfl_sync(~0u, (u64)p.other, key), p.seen >> key & 1};
+}
+
+/* The tile's queries, as nine (eight) tiles of 64 columns. */
+template <class F>
+__device__ __forceinline__ void load_queries(const struct mla_decode90_args &g,
+                                             const struct work &w, u32 smem, u32 phase)
+{
+    const int warp = (int)warp_index(), tiles = (F::TILES - warp + PRODUCERS - 1) / PRODUCERS;
+    mbarrier_wait(smem + S::q_free, phase ^ 1);
+    if (g.q_boxes) {
+        if (elect_one()) {
+            const int row = w.r.q_start * g.a.heads + w.row0;
+            mbarrier_arrive_expect_tx(smem + S::q_full, (u32)tiles * TILE_BYTES);
+            for (int tile = warp; tile < F::TILES; tile += PRODUCERS)
+                tma_load_2d(smem + tile * TILE_BYTES, &g.q, smem + S::q_full, tile * 64, row);
+        }
+        __syncwarp();
+        return;
+    }
+#pragma unroll 1
+    for (int i = threadIdx.x; i < ROWS * F::TILES * 8; i += PRODUCERS * 32) {
+        const int row = i / (F::TILES * 8), piece = i % (F::TILES * 8);
+        const int from = w.row0 + min(row, w.rows - 1);
+        const char *q = g.a.q + (int64_t)(w.r.q_start + from / g.a.heads) * g.a.q_stride[0] +
+                        from % g.a.heads * g.a.q_stride[1];
+        put(smem, row, piece / 8, piece % 8, *(const uint4 *)(q + piece * 16));
+    }
+    fence_proxy_async();
+    release(smem + S::q_full);
+}
+
+/* Blocks from s.boxes on, through registers; queries of load q_load too, where no block comes by
+ * TMA. */
+template <class T, class F>
+__device__ __forceinline__ void gather_blocks(const struct mla_decode90_args &g,
+                                              const struct work &w, const struct span &s, u32 smem,
+                                              u32 note, ring<2> *k, u32 q_load)
+{
+    const struct mla_mqa_args &a = g.a;
+    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+    const int SETS = F::SETS;
+    const bool queries = s.boxes == s.first; /* not loaded yet */
+    F raw[SETS ? SETS : 1];
+    if (queries && q_load == 0)
+        load_queries<F>(g, w, smem, 0);
+    int pos = fetch_position(a, w, note, s.boxes, s.last), page = fetch_page(a, w, pos);
+    int ahead = fetch_position(a, w, note, s.boxes + 1, s.last);
+    struct places now = find_places<F>(a, w, pos, page), next;
+    if constexpr (SETS > 0) {
+#pragma unroll
+        for (int i = 0; i < SETS; i++) {
+            const struct places from = share_places(now, i);
+            raw[i].load(from.data, from.other, lane % 8);
+        }
+    }
+    pos = ahead;
+    page = fetch_page(a, w, pos);
+    ahead = fetch_position(a, w, note, s.boxes + 2, s.last);
+    if (queries && q_load > 0)
+        load_queries<F>(g, w, smem, q_load & 1);
+#pragma unroll 1
+    for (int step = s.boxes; step < s.last; step++) {
+        if (MLA_MUTANT != 7) /* then the left half is free too */
+            mbarrier_wait(smem + S::right_free + k->stage * 8, k->phase ^ 1);
+        const u32 at = smem + S::k_at + k->stage * S::stage_bytes;
+        if (lane == 0)
+            st_shared(smem + S::valid_at + k->stage * 8 + warp * 2, (u16)now.seen);
+#pragma unroll
+        for (int group = 0; group < GROUPS; group++) {
+            const int key = group * 4 + lane / 8;
+            if constexpr (SETS > 0) {
+                F *set = &raw[group % SETS];
+                if (now.seen != 0xFFFF && !(now.seen >> key & 1))
+                    *set = F();
+                set->template store<T>(at, warp * 16 + key, lane % 8);
+            }
+            if (group == (SETS ? 0 : GROUPS - 1)) { /* what was asked for a block ago is here */
+                next = find_places<F>(a, w, pos, page);
+                pos = ahead;
+                page = fetch_page(a, w, pos);
+                ahead = fetch_position(a, w, note, step + 3, s.last);
+            }
+            const bool after = group + SETS >= GROUPS;
+            const struct places from = share_places(after ? next : now, (group + SETS) % GROUPS);
+            if constexpr (SETS > 0)
+                raw[group % SETS].load(from.data, from.other, lane % 8);
+            else
+                F::copy(at, warp * 16 + key, lane % 8, from.data, from.other, from.seen);
+        }
+        now = next;
+        if (SETS == 0)
+            cp_async_wait_all();
+        if (MLA_MUTANT != 1)
+            fence_proxy_async();
+        release(smem + S::k_full + k->stage * 8);
+        release(smem + S::k_right + k->stage * 8);
+        k->next();
+    }
+}
+
+/* Where a box of keys lies. */
+struct box {
+    int slot, page;
+};
+
+__device__ __forceinline__ struct box find_box(const struct mla_mqa_args &a, const struct work &w,
+                                               int pos)
+{
+    struct box b = {w.r.kv_start + pos, 0};
+    if (w.pages && pos < w.end) {
+        const int column = page_column(&a.cache, pos);
+        b.slot = pos - column * a.cache.page_size;
+        b.page = column < a.cache.max_pages ? w.pages[column] : -1;
+    }
+    return b;
+}
+
+/* Block `step` by TMA, first lies its first box; each warp brings a quarter of the columns.
+ * later: the first box of a block to call to L2, if it is one. */
+template <class F>
+__device__ __forceinline__ void load_boxes(const struct mla_decode90_args &g, const struct work &w,
+                                           int step, struct box first, bool calls, struct box later,
+                                           u32 smem, const ring<2> &k)
+{
+    const int warp = (int)warp_index();
+    const u32 full = smem + S::k_full + k.stage * 8;
+    const u32 at = smem + S::k_at + k.stage * S::stage_bytes;
+    const bool rope = F::TILES == 9 && warp == 0;
+    if (MLA_MUTANT != 10)
+        mbarrier_wait(smem + S::left_free + k.stage * 8, k.phase ^ 1);
+    if (elect_one()) {
+        const u32 right = smem + S::k_right + k.stage * 8;
+        mbarrier_arrive_expect_tx(full, TILE_BYTES - (MLA_MUTANT == 8 ? 128 : 0));
+        mbarrier_arrive_expect_tx(right, (rope ? 2 : 1) * TILE_BYTES);
+        for (int part = 0; part < 2; part++) {
+            if (part == 1)
+                mbarrier_wait(smem + S::right_free + k.stage * 8, k.phase ^ 1);
+            struct box b = first;
+            const int tile = part * 4 + warp;
+            for (int row = 0; row < KEYS; row += g.box_rows) {
+                if (row)
+                    b = find_box(g.a, w, step * KEYS + row);
+                const u32 to = at + row * 128, bar = part ? right : full;
+                tma_load_3d(to + tile * TILE_BYTES, &g.latent, bar, tile * 64, b.slot, b.page);
+                if (part == 1 && rope)
+                    tma_load_3d(to + 8 * TILE_BYTES, &g.rope, bar, 0, b.slot, b.page);
+            }
+        }
+        if (calls) {
+            tma_prefetch_3d(&g.latent, warp * 64, later.slot, later.page);
+            tma_prefetch_3d(&g.latent, (warp + 4) * 64, later.slot, later.page);
+            if (rope)
+                tma_prefetch_3d(&g.rope, 0, later.slot, later.page);
+        }
+    }
+    __syncwarp();
+}
+
+template <class T, class F>
+__device__ __forceinline__ void produce(const struct mla_decode90_args &g, u32 smem)
+{
+    u32 works = 0, loads = 0;
+    ring<2> k;
+    for (int index = blockIdx.x;; index += gridDim.x) {
+        const bool stop = index >= g.works;
+        const u32 slot = works & 1, note = smem + S::works_at + slot * 64;
+        struct work w;
+        struct span s;
+        bool writes = false;
+        if (threadIdx.x / 32 == 0) {
+            mbarrier_wait(smem + S::work_free + slot * 8, (works >> 1 & 1) ^ 1);
+            writes = elect_one();
+        }
+        if (!stop) {
+            s = find_decode_work(g, index, &w);
+            if (writes)
+                write_note(note, note_of(g.a, w, s));
+        } else if (writes) {
+            st_shared(note, -1);
+        }
+        __syncwarp();
+        if (writes)
+            mbarrier_arrive(smem + S::work_full + slot * 8);
+        works++;
+        if (stop)
+            return;
+        if (s.last == s.first)
+            continue;
+        if constexpr (!F::packed) {
+            /* Tiles that share keys wait for memory alike: one asks early for the others. Where
+             * each key is read once, asking twice costs more than it gains. */
+            const bool calls = w.r.query_len * g.a.heads > ROWS;
+            struct box now = find_box(g.a, w, s.first * KEYS);
+            struct box next = find_box(g.a, w, (s.first + 1) * KEYS);
+            for (int step = s.first; step < s.boxes; step++) {
+                const struct box later = find_box(g.a, w, (step + 2) * KEYS);
+                load_boxes<F>(g, w, step, now, calls && step + 2 < s.boxes, later, smem, k);
+                now = next;
+                next = later;
+                k.next();
+                if (step == s.first)
+                    load_queries<F>(g, w, smem, loads & 1);
+            }
+        }
+        if (g.a.mask) /* the note is read here too */
+            mbarrier_wait(smem + S::work_full + slot * 8, (works - 1) >> 1 & 1);
+        if (s.boxes < s.last)
+            gather_blocks<T, F>(g, w, s, smem, note, &k, loads);
+        loads++;
+    }
+}
+
+#endif
