@@ -14,7 +14,6 @@
 #include "ptx/mbarrier.cuh"
 #include "ptx/shared.cuh"
 #include "ptx/tma.cuh"
-#include "ptx/tma_prefetch.cuh"
 #include "ptx/warp.cuh"
 #include "ring.cuh"
 #include "warpgroup.cuh"
