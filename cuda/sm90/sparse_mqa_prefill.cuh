@@ -64,16 +64,6 @@
 #include "sparse_mqa_prefill.h"
 #include "warpgroup.cuh"
 
-#ifndef SPARSE_ORDER
-#define SPARSE_ORDER 0
-#endif
-#ifndef SPARSE_EARLY
-#define SPARSE_EARLY 1
-#endif
-#ifndef SPARSE_OWN2
-#define SPARSE_OWN2 0
-#endif
-
 static const int SPARSE_THREADS = 384, KEYS = MLA_SPARSE_SM90_KEYS, HEADS = MLA_SPARSE_SM90_HEADS;
 static const int GATHER_REGISTERS = 72, MATH_REGISTERS = 216;
 static_assert(GATHER_REGISTERS + 2 * MATH_REGISTERS <= 3 * 168, "what the launch gives a block");
@@ -91,10 +81,9 @@ template <int ROPE_> struct sparse_shape {
     static const u32 sums_at = factors_at + STAGES * HEADS * 4; /* [slot][warpgroup][row] */
     static const u32 seen_at = sums_at + 4 * HEADS * 4;         /* [stage][gather warp], words */
     static const u32 works_at = seen_at + STAGES * 16;          /* 48 bytes each */
-    static const u32 work_full = works_at + 2 * 48, work_free = work_full + 16;
-    static const u32 k_full = work_free + 16;       /* [stage][quarter] */
-    static const u32 k_free = k_full + 32 * STAGES; /* [stage][two quarters, a half] */
-    static const u32 seen = k_free + 32 * STAGES, p_full = seen + 8 * STAGES,
+    static const u32 work_full = works_at + 2 * 48, work_free = work_full + 16,
+                     k_full = work_free + 16, /* [stage][half], as the next */
+        k_free = k_full + 16 * STAGES, seen = k_free + 16 * STAGES, p_full = seen + 8 * STAGES,
                      q_full = p_full + 8 * STAGES, shared_bytes = q_full + 8;
     static_assert(ROPE == 0 || ROPE == 64, "rope 0 or 64");
     static_assert(shared_bytes <= 232448, "227 KB of shared memory a block");
@@ -161,32 +150,24 @@ __device__ __forceinline__ struct sparse_work find_sparse_work(const struct mla_
 /* Copies a half of a stage's tiles: those of the warpgroup that owns it, or the others and rope.
  * from: this thread's pieces of its rows; rows in `there` are zeros elsewhere. */
 template <class S>
-__device__ __forceinline__ void copy_half(u32 smem, u32 to, u32 stage, u32 phase, u32 half,
+__device__ __forceinline__ void copy_half(u32 smem, u32 to, u32 stage, u32 half,
                                           const char *const (&data)[S::ROWS],
                                           const char *const (&rope)[S::ROWS], u32 there)
 {
     const u32 tile0 = (stage ^ half) * 4;
     const u32 at = opaque(to + stage * S::stage_bytes + tile0 * S::tile_bytes);
     const u32 rope_at = opaque(to + stage * S::stage_bytes + 8 * S::tile_bytes);
-    const char *from[S::ROWS];
 #pragma unroll
-    for (int i = 0; i < S::ROWS; i++)
-        from[i] = opaque(data[i] + tile0 * 128);
+    for (int i = 0; i < S::ROWS; i++) {
+        const u32 bytes = there >> i & 1 ? 16 : 0;
+        const char *from = opaque(data[i] + tile0 * 128);
 #pragma unroll
-    for (int pair = 0; pair < 2; pair++) {
-        if (!half || !pair)
-            mbarrier_wait(smem + S::k_free + (stage * 4 + half * 2 + pair) * 8, phase);
-#pragma unroll
-        for (int i = 0; i < S::ROWS; i++) {
-            const u32 bytes = there >> i & 1 ? 16 : 0;
-#pragma unroll
-            for (int tile = pair * 2; tile < pair * 2 + 2; tile++)
-                cp_async_cg_16(at + i * 2048 + tile * S::tile_bytes, from[i] + tile * 128, bytes);
-            if (S::ROPE && half && pair)
-                cp_async_cg_16(rope_at + i * 2048, rope[i], bytes);
-        }
-        cp_async_mbarrier_arrive_noinc(smem + S::k_full + (stage * 4 + half * 2 + pair) * 8);
+        for (int tile = 0; tile < 4; tile++)
+            cp_async_cg_16(at + i * 2048 + tile * S::tile_bytes, from + tile * 128, bytes);
+        if (S::ROPE && half)
+            cp_async_cg_16(rope_at + i * 2048, rope[i], bytes);
     }
+    cp_async_mbarrier_arrive_noinc(smem + S::k_full + stage * 16 + half * 8);
 }
 
 template <class S>
@@ -276,7 +257,8 @@ __device__ __forceinline__ void gather_works(const struct mla_sparse_sm90_args &
                 rope[i] = opaque(rope[i]);
                 there |= (u32)see << i;
             }
-            copy_half<S>(smem, to, stage, phase, 0, data, rope, there);
+            mbarrier_wait(smem + S::k_free + stage * 16, phase);
+            copy_half<S>(smem, to, stage, 0, data, rope, there);
             fetch_pages();
             fetch_entries(step + 2);
             u32 seen = 0; /* four keys a number i */
@@ -289,7 +271,8 @@ __device__ __forceinline__ void gather_works(const struct mla_sparse_sm90_args &
             if (lane % 32 == 0)
                 st_shared(smem + S::seen_at + stage * 16 + warp * 4, seen);
             release(smem + S::seen + stage * 8);
-            copy_half<S>(smem, to, stage, phase, 1, data, rope, there);
+            mbarrier_wait(smem + S::k_free + stage * 16 + 8, phase);
+            copy_half<S>(smem, to, stage, 1, data, rope, there);
         }
     }
 }
@@ -325,38 +308,33 @@ template <class S> __device__ __forceinline__ struct sparse_note read_note(u32 s
             ld_shared<int>(note + 12), ld_shared<int>(note + 16), ld_shared<int64_t>(note + 24)};
 }
 
-/* A quarter of a stage's keys has come. */
+/* Half of a stage's keys have come. */
 template <class S>
-__device__ __forceinline__ void wait_keys(u32 smem, u32 stage, int quarter, u32 phase)
+__device__ __forceinline__ void wait_keys(u32 smem, u32 stage, int half, u32 phase)
 {
-    if (MLA_MUTANT != 7 || quarter != 3)
-        mbarrier_wait(smem + S::k_full + (stage * 4 + quarter) * 8, phase);
+    if (MLA_MUTANT != 7 || half == 0)
+        mbarrier_wait(smem + S::k_full + stage * 16 + half * 8, phase);
     if (MLA_MUTANT != 1)
         fence_proxy_async();
 }
 
 /* Issues S (+)= Q·K^T of half of this warpgroup's stage: its own columns, then the rest. */
 template <class T, class S>
-__device__ __forceinline__ void issue_half_scores(float (&s)[KEYS / 2], u32 smem, u32 wg, int half,
-                                                  u32 phase)
+__device__ __forceinline__ void issue_half_scores(float (&s)[KEYS / 2], u32 smem, u32 wg, int half)
 {
-    const u32 tile0 = (wg ^ half) * 4, keys = smem + S::k_at + wg * S::stage_bytes;
+    const u32 tile0 = (wg ^ half) * 4;
     const u64 a = wgmma_desc(smem + tile0 * (HEADS * 128), 16, 1024, 128);
-    const u64 b = wgmma_desc(keys + tile0 * S::tile_bytes, 16, 1024, 128);
-    wait_keys<S>(smem, wg, half * 2, phase);
+    const u64 b =
+        wgmma_desc(smem + S::k_at + wg * S::stage_bytes + tile0 * S::tile_bytes, 16, 1024, 128);
     wgmma_fence();
 #pragma unroll
-    for (int i = 0; i < 16; i++) {
-        if (i == 8) {
-            wait_keys<S>(smem, wg, half * 2 + 1, phase);
-            wgmma_fence();
-        }
+    for (int i = 0; i < 16; i++)
         wgmma_ss<T, KEYS>(s, desc_advance(a, i / 4 * (HEADS * 128) + i % 4 * 32),
                           desc_advance(b, i / 4 * S::tile_bytes + i % 4 * 32), half || i > 0);
-    }
     if (half && S::ROPE) {
         const u64 qr = wgmma_desc(smem + 8 * (HEADS * 128), 16, 1024, 128);
-        const u64 kr = wgmma_desc(keys + 8 * S::tile_bytes, 16, 1024, 128);
+        const u64 kr =
+            wgmma_desc(smem + S::k_at + wg * S::stage_bytes + 8 * S::tile_bytes, 16, 1024, 128);
 #pragma unroll
         for (int i = 0; i < 4; i++)
             wgmma_ss<T, KEYS>(s, desc_advance(qr, i * 32), desc_advance(kr, i * 32), true);
@@ -493,18 +471,6 @@ __device__ __forceinline__ void issue_own_values(float (&o)[128], const u32 (&p)
 {
     const u64 b = values_desc<S>(smem, wg, wg);
     wgmma_fence();
-    if (SPARSE_OWN2) {
-#pragma unroll
-        for (int n = 0; n < 2; n++) {
-            wgmma_fence();
-#pragma unroll
-            for (int i = 0; i < KEYS / 16; i++)
-                wgmma_rs<T, 128, 1>((float(&)[64])o[n * 64], p[i],
-                                    desc_advance(b, i * 2048 + n * 2 * S::tile_bytes), true);
-            wgmma_commit();
-        }
-        return;
-    }
 #pragma unroll
     for (int i = 0; i < KEYS / 16; i++)
         wgmma_rs<T, 256, 1>(o, p[i], desc_advance(b, i * 2048), true);
@@ -675,63 +641,35 @@ __device__ __forceinline__ void attend_works(const struct mla_sparse_sm90_args &
             constexpr bool FIRST = decltype(is_first)::value;
             float s[KEYS / 2];
             u32 p[KEYS / 16][4];
-            auto other_block = [&]() __attribute__((always_inline))
-            {
+            wait_keys<S>(smem, wg, 0, r.phase);
+            issue_half_scores<T, S>(s, smem, wg, 0);
+            if (!FIRST) {
                 read_block<S>(smem, wg ^ 1, other_phase, row, &r);
                 rescale(o, r.factor);
                 issue_other_values<T, S>(o, smem, wg);
-            };
-            auto other_done = [&]() __attribute__((always_inline))
-            {
-                wgmma_bind(o);
-                release(smem + S::k_free + ((wg ^ 1) * 4 + 2) * 8);
-                other_phase ^= 1;
-            };
-            if (SPARSE_ORDER == 2 && !FIRST) {
-                other_block();
-                if (SPARSE_EARLY) {
-                    wgmma_wait<0>();
-                    other_done();
-                }
             }
-            issue_half_scores<T, S>(s, smem, wg, 0, r.phase);
-            if (SPARSE_ORDER == 2 && !FIRST && !SPARSE_EARLY) {
-                wgmma_wait<1>();
-                other_done();
-            }
-            if (SPARSE_ORDER == 0 && !FIRST) {
-                other_block();
-                if (SPARSE_EARLY) {
-                    wgmma_wait<0>();
-                    wgmma_bind(s);
-                    other_done();
-                }
-            }
-            issue_half_scores<T, S>(s, smem, wg, 1, r.phase);
+            wait_keys<S>(smem, wg, 1, r.phase);
+            issue_half_scores<T, S>(s, smem, wg, 1);
             if (MLA_MUTANT == 6 && loads && last)
                 load_queries<S>(args, smem, next);
-            if (SPARSE_ORDER == 0 && !FIRST && !SPARSE_EARLY) {
+            if (!FIRST) {
                 wgmma_wait<1>();
-                other_done();
+                wgmma_bind(o);
+                release(smem + S::k_free + (wg ^ 1) * 16 + 8);
+                other_phase ^= 1;
             }
             wgmma_wait<0>();
             wgmma_bind(s);
             weigh_block<T, S>(s, p, smem, wg, a.scale_log2, &r);
             publish_block<S>(p, smem, wg, row, r);
             rescale(o, r.factor);
-            if (MLA_MUTANT == 8)
-                release(smem + S::k_free + wg * 32);
             issue_own_values<T, S>(o, p, smem, wg);
-            if (SPARSE_OWN2) {
-                wgmma_wait<1>();
-                if (MLA_MUTANT != 8)
-                    release(smem + S::k_free + wg * 32);
-            }
+            if (MLA_MUTANT == 8)
+                release(smem + S::k_free + wg * 16);
             wgmma_wait<0>();
             wgmma_bind(o);
-            if (!SPARSE_OWN2)
-                release(smem + S::k_free + wg * 32);
-            release(smem + S::k_free + wg * 32 + 8);
+            if (MLA_MUTANT != 8)
+                release(smem + S::k_free + wg * 16);
             r.phase ^= 1;
         };
         int j = (int)(wg ^ first);
@@ -751,7 +689,7 @@ __device__ __forceinline__ void attend_works(const struct mla_sparse_sm90_args &
             issue_other_values<T, S>(o, smem, wg);
             wgmma_wait<0>();
             wgmma_bind(o);
-            release(smem + S::k_free + ((wg ^ 1) * 4 + 2) * 8);
+            release(smem + S::k_free + (wg ^ 1) * 16 + 8);
             other_phase ^= 1;
         }
         first ^= steps & 1;
@@ -780,7 +718,7 @@ __global__ void __launch_bounds__(SPARSE_THREADS, 1)
             mbarrier_init(smem + S::seen + i * 8, S::GATHER);
             mbarrier_init(smem + S::p_full + i * 8, 4);
         }
-        for (int i = 0; i < 8; i++) {
+        for (int i = 0; i < 4; i++) {
             mbarrier_init(smem + S::k_full + i * 8, 32 * S::GATHER);
             mbarrier_init(smem + S::k_free + i * 8, 4);
         }
