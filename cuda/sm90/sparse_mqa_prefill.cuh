@@ -1,47 +1,54 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Absorbed-form attention over top-k lists on sm_90a (wgmma, TMA for Q): out = softmax(scale · q ·
- * K^T) · K[:, :512], 64 heads of one query token a block, bf16 or f16 caches, flat or paged.
+/* Absorbed-form attention over top-k lists on sm_90a (wgmma, cp.async, TMA for Q): out =
+ * softmax(scale · q · K^T) · K[:, :512], 64 heads of one query token a block, bf16 or f16 caches,
+ * flat or paged.
  *
- * Persistent blocks, one an SM, of three warpgroups; a work is a token, 64 heads (128 for a cluster
- * of two blocks) and a split of its list. Keys come in blocks of 64.
+ * Persistent blocks, one an SM, of three warpgroups; a work is a token, 64 heads and a split of its
+ * list. Keys come in blocks of 64; block n, counted over all works of the block, lies in stage n %
+ * 2, which belongs to warpgroup n % 2 + 1.
  *
  *   warpgroup  registers  duty
- *   0          120        gathers rows: 16-byte loads into registers, from there to shared memory
- *   1          192        scores and softmax of even blocks; columns 0-255 of the output
- *   2          192        scores and softmax of odd blocks; columns 256-511 of the output
- *
- * Registers are the third stage of the gather: rows of the next block are loaded while both stages
- * in shared memory are in use. In a cluster each block gathers 32 of the 64 keys and writes them to
- * both, which halves what L2 must deliver.
+ *   0          72         gathers rows: 36 cp.async of 16 bytes a thread and block of keys
+ *   1          216        scores and softmax of stage 0; columns 0-255 of the output
+ *   2          216        scores and softmax of stage 1; columns 256-511 of the output
  *
  * Shared memory, bytes
  *   Q       64 heads x 576, nine tiles of [64][128 bytes], swizzled      73728
  *   K       two stages of 64 keys x 576, the same tiles                 147456
  *           the rope tile of a stage holds P once its scores are done
- *   largest scores and factors of a stage's rows, sums, valid keys, notes, barriers: 3 KB
+ *   largest scores and factors of a stage's rows, sums, visible keys, notes, barriers: 3 KB
  *
- *   barrier          count        arrives                       waits
- *   work_full[2]     1            gather                        1, 2
- *   work_free[2]     8            warps of 1, 2: are through    gather
- *   q_full           1 + tx       gather (TMA)                  1, 2
- *   k_full[stage]    4 · blocks   gather warps of the cluster   1 or 2
- *   k_free[stage]    8 · blocks   warps of 1, 2 of the cluster  gather
- *   p_full[stage]    4            warps of 1 or 2               the other
- *   named 1          256          1, 2: sums are exchanged
- *   named 2, 3       128          warps of 1, of 2: scores are done, P may be written
+ * A stage has two halves: the four tiles of its owner's columns, then the other four and rope. Each
+ * lands, is released and is filled again by itself.
  *
- * A warpgroup's turn, j its block: S(j) is issued, behind it O += P(j-1)·V(j-1) of the other's
- * block; the softmax of j runs beside the latter; then O += P(j)·V(j). The other warpgroup is half
- * a turn off:
+ *   barrier               count     arrives                              waits
+ *   work_full[2]          1         gather                               1, 2
+ *   work_free[2]          8         warps of 1, 2: are through           gather
+ *   q_full                1 + tx    warp 0 of 1 (TMA)                    1, 2
+ *   k_full[stage][half]   128       cp.async of the gather have landed   owner
+ *   seen[stage]           4         gather warps: visible keys           owner
+ *   k_free[stage][0]      4         warps of the owner                   gather
+ *   k_free[stage][1]      4         warps of the other warpgroup         gather
+ *   p_full[stage]         4         warps of the owner                   the other
+ *   named 1               256       1, 2: sums are exchanged
+ *   named 2, 3            128       warps of 1, of 2: scores are done, P may be written
  *
- *   1   S(2) PV(1) | softmax 2 | PV(2) | S(4) PV(3) | softmax 4 | ...
- *   2   ... | PV(1) | S(3) PV(2) | softmax 3 | PV(3) | S(5) PV(4) | ...
+ * A warpgroup's turn: scores of its stage's first half; O += P·V of the other's stage, which frees
+ * that one's second half; scores of the second half; softmax, P to shared memory for the other; O +=
+ * P·V of its own stage, P in registers, which frees its first half. The other warpgroup is half a
+ * turn off, so that its products fill the tensor cores during the softmax.
+ *
+ * Rows that land by cp.async are writes of the generic proxy; the threads that wait for them make
+ * the proxy fence before wgmma reads, as the barrier has ordered the writes before it. Queries need
+ * no barrier to be overwritten: a warpgroup that has seen P of every block knows that all scores of
+ * the work are done.
  *
  * The running maximum is one chain: block j starts from the maximum of j-1, so that both halves of
  * the output are rescaled alike.
  *
- * Clocks of 64 keys x 64 heads: 8.9 MFLOP take 2176 at 4096 a clock; shared memory 304 KB (Q and K
- * of 36 steps 144, P and V of 8 steps 80, writes 80) 2375 at 128 bytes.
+ * Clocks of 64 keys x 64 heads: 8.9 MFLOP take 2176 at 4096 a clock; shared memory 296 KB (Q and K
+ * of 36 steps 144, V 64, P 8 written and 8 read, keys 72) 2312 at 128 bytes; L2 72 KB, 2240 at the
+ * 33 bytes a clock and SM that a gather alone reaches. Measured: 3400 to 3500 (docs/performance.md).
  *
  * A key that the token does not see is zero in shared memory and its score -inf: what an invisible
  * slot holds reaches nothing. P is rounded to the input type unnormalised, its sum is of fp32
@@ -70,8 +77,8 @@ static_assert(GATHER_REGISTERS + 2 * MATH_REGISTERS <= 3 * 168, "what the launch
 
 template <int ROPE_> struct sparse_shape {
     static const int ROPE = ROPE_, STAGES = 2, TILES = (MLA_MQA_LATENT + ROPE) / 64;
-    static const int GATHER = 4,
-                     ROWS = KEYS / (4 * GATHER); /* warps; keys of each thread of them */
+    static const int GATHER = 4, /* warps; keys of each thread of them */
+        ROWS = KEYS / (4 * GATHER);
     static const u32 tile_bytes = KEYS * 128;
     static const u32 stage_bytes = 9 * tile_bytes; /* the ninth also without rope: P */
     static const u32 q_bytes = TILES * HEADS * 128;
@@ -119,7 +126,7 @@ __device__ __forceinline__ struct sparse_work find_sparse_work(const struct mla_
             high = middle - 1;
     }
     const struct mla_mqa_request *r = &a.requests[low];
-    const int tiles = (a.heads + HEADS - 1) / (HEADS);
+    const int tiles = (a.heads + HEADS - 1) / HEADS;
     int local = index - r->first_block, split = local % r->splits, t = local / r->splits;
     int in_request = t / tiles, token = r->q_start + in_request, seq_len = r->seq_len_kv;
     if (a.seq_lens_kv)
@@ -178,7 +185,8 @@ __device__ __forceinline__ void gather_works(const struct mla_sparse_sm90_args &
     /* Eight threads a row: key 16 i + sub of a block, pieces part, part + 8, ... */
     const u32 lane = opaque((u32)threadIdx.x), sub = lane / 8, part = lane % 8, warp = lane / 32;
     const u32 to = opaque(smem + S::k_at + sub * 128 + ((part ^ (sub & 7)) << 4));
-    const bool joined = c.rope - c.data == 1024 && (c.page_size || c.rope_row_bytes == c.row_bytes);
+    const bool joined =
+        !S::ROPE || (c.rope - c.data == 1024 && (c.page_size || c.rope_row_bytes == c.row_bytes));
     u32 works = 0, blocks = 0;
     for (int index = blockIdx.x;; index += gridDim.x) {
         const bool stop = index >= args.works;
@@ -200,7 +208,7 @@ __device__ __forceinline__ void gather_works(const struct mla_sparse_sm90_args &
         if (stop)
             return;
         const int32_t *list = w.list + sub;
-        const char *base = c.data + part * 16, *rope_base = c.rope + part * 16;
+        const char *base = c.data + part * 16, *rope_base = S::ROPE ? c.rope + part * 16 : base;
         if (!w.pages) {
             base += (int64_t)w.kv_start * c.row_bytes;
             rope_base += (int64_t)w.kv_start * c.rope_row_bytes;
@@ -277,7 +285,7 @@ __device__ __forceinline__ void gather_works(const struct mla_sparse_sm90_args &
     }
 }
 
-/* ------------------------------------------------------------------- helpers */
+/* ------------------------------------------------------------------- queries */
 
 /* The queries of the work in a slot of notes, if there is one; by a warp. */
 template <class S>
