@@ -8,9 +8,9 @@
  * 2, which belongs to warpgroup n % 2 + 1.
  *
  *   warpgroup  registers  duty
- *   0          72         gathers rows: 36 cp.async of 16 bytes a thread and block of keys
- *   1          216        scores and softmax of stage 0; columns 0-255 of the output
- *   2          216        scores and softmax of stage 1; columns 256-511 of the output
+ *   0          88         gathers rows: 36 cp.async of 16 bytes a thread and block of keys
+ *   1          208        scores and softmax of stage 0; columns 0-255 of the output
+ *   2          208        scores and softmax of stage 1; columns 256-511 of the output
  *
  * Shared memory, bytes
  *   Q       64 heads x 576, nine tiles of [64][128 bytes], swizzled      73728
@@ -72,7 +72,7 @@
 #include "warpgroup.cuh"
 
 static const int SPARSE_THREADS = 384, KEYS = MLA_SPARSE_SM90_KEYS, HEADS = MLA_SPARSE_SM90_HEADS;
-static const int GATHER_REGISTERS = 72, MATH_REGISTERS = 216;
+static const int GATHER_REGISTERS = 88, MATH_REGISTERS = 208;
 static_assert(GATHER_REGISTERS + 2 * MATH_REGISTERS <= 3 * 168, "what the launch gives a block");
 
 template <int ROPE_> struct sparse_shape {
