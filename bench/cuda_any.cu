@@ -178,6 +178,65 @@ struct ceilings {
     double mma, read, gather_8k, gather_32k;
 };
 
+/* Largest difference of two outputs (as bits of a float), and the count of values of b that are not
+ * finite. */
+__global__ void compare(const uint16_t *a, const uint16_t *b, int64_t n, unsigned *result)
+{
+    for (int64_t i = (int64_t)blockIdx.x * blockDim.x + threadIdx.x; i < n;
+         i += (int64_t)gridDim.x * blockDim.x) {
+        float x = __uint_as_float((uint32_t)a[i] << 16), y = __uint_as_float((uint32_t)b[i] << 16);
+        if (isfinite(y))
+            atomicMax(result, __float_as_uint(fabsf(x - y)));
+        else
+            atomicAdd(result + 1, 1u);
+    }
+}
+
+/* One row's time on a shape, if it takes it. */
+static bool run_row(const struct shape *s, const struct ceilings *ceil,
+                    const struct mla_kernel *kernel, mla_context *context, const mla_problem *p,
+                    const mla_tensors *t, const std::vector<struct mla_request> &requests)
+{
+    int64_t tokens = (int64_t)s->batch * s->query_len, slots = (int64_t)s->batch * s->keys;
+    struct mla_job job = {};
+    job.context = context;
+    job.problem = p;
+    job.kernel = kernel;
+    job.requests = requests.data();
+    job.num_requests = s->batch;
+    char why[160] = "";
+    if (!job.kernel->supports(&job, why, sizeof why))
+        return false;
+    if (job.kernel->prepare(&job) != MLA_OK) {
+        printf("%-34s refused: %s %s\n", s->name, why, mla_last_error());
+        exit(1);
+    }
+    char *work = device<char>(job.workspace_bytes);
+    CHECK(cudaDeviceSynchronize());
+    double ms = median_ms([&] {
+        if (job.kernel->run(&job, t, work, NULL) != MLA_OK) {
+            printf("%s\n", mla_last_error());
+            exit(1);
+        }
+    });
+    double pairs = (double)tokens * (s->topk ? s->topk : s->keys);
+    if (!s->topk && s->causal)
+        pairs -= (double)tokens * 0.5 * (s->query_len - 1);
+    double flop = 2.0 * pairs * s->heads * (D + L), rate = flop / ms * 1e-9;
+    double bytes = (s->topk ? pairs : (double)slots) * (s->fp8 ? FP8_ROW_BYTES : 2 * D) +
+                   (double)tokens * s->heads * (D + L) * 2;
+    double memory = s->topk == 0      ? ceil->read
+                    : s->keys <= 8192 ? ceil->gather_8k
+                                      : ceil->gather_32k;
+    printf("%-34s %-15s %8.4f ms %6.1f TFLOP/s %5.1f%% of mma %6.0f GB/s %5.1f%% of %s  splits %d\n",
+           s->name, kernel->name, ms, rate, rate / ceil->mma * 100, bytes / ms * 1e-6,
+           bytes / ms * 1e-6 / memory * 100, s->topk ? "gather" : "read", (int)job.num_splits);
+    fflush(stdout);
+    job.kernel->release(&job);
+    CHECK(cudaFree(work));
+    return true;
+}
+
 static void run_shape(const struct shape *s, const struct ceilings *ceil)
 {
     int64_t tokens = (int64_t)s->batch * s->query_len, slots = (int64_t)s->batch * s->keys;
@@ -245,40 +304,26 @@ static void run_shape(const struct shape *s, const struct ceilings *ceil)
     t.lse.data = lse;
     mla_context context = {};
     context.backend = MLA_BACKEND_CUDA;
-    struct mla_job job = {};
-    job.context = &context;
-    job.problem = &p;
-    job.kernel = &mla_mqa_any;
-    job.requests = requests.data();
-    job.num_requests = s->batch;
-    char why[160] = "";
-    if (!job.kernel->supports(&job, why, sizeof why) || job.kernel->prepare(&job) != MLA_OK) {
-        printf("%-34s refused: %s %s\n", s->name, why, mla_last_error());
-        exit(1);
-    }
-    char *work = device<char>(job.workspace_bytes);
-    CHECK(cudaDeviceSynchronize());
-    double ms = median_ms([&] {
-        if (job.kernel->run(&job, &t, work, NULL) != MLA_OK) {
-            printf("%s\n", mla_last_error());
-            exit(1);
+    const struct mla_kernel *const rows[] = {&mla_sparse_mqa_any, &mla_mqa_any};
+    uint16_t *other = NULL;
+    for (const struct mla_kernel *kernel : rows) {
+        if (!run_row(s, ceil, kernel, &context, &p, &t, requests))
+            continue;
+        if (other) {
+            unsigned *result = device<unsigned>(2), host[2];
+            CHECK(cudaMemset(result, 0, 8));
+            compare<<<1024, 256>>>(out, other, tokens * s->heads * L, result);
+            CHECK(cudaMemcpy(host, result, 8, cudaMemcpyDeviceToHost));
+            float most;
+            memcpy(&most, host, 4);
+            printf("%-34s largest difference %.2e, not finite %u\n", s->name, most, host[1]);
+            CHECK(cudaFree(result));
+        } else {
+            other = device<uint16_t>(tokens * s->heads * L);
+            CHECK(cudaMemcpy(other, out, tokens * s->heads * L * 2, cudaMemcpyDeviceToDevice));
         }
-    });
-    double pairs = (double)tokens * (s->topk ? s->topk : s->keys);
-    if (!s->topk && s->causal)
-        pairs -= (double)tokens * 0.5 * (s->query_len - 1);
-    double flop = 2.0 * pairs * s->heads * (D + L), rate = flop / ms * 1e-9;
-    double bytes = (s->topk ? pairs : (double)slots) * (s->fp8 ? FP8_ROW_BYTES : 2 * D) +
-                   (double)tokens * s->heads * (D + L) * 2;
-    double memory = s->topk == 0      ? ceil->read
-                    : s->keys <= 8192 ? ceil->gather_8k
-                                      : ceil->gather_32k;
-    printf("%-34s %8.4f ms %6.1f TFLOP/s %5.1f%% of mma %6.0f GB/s %5.1f%% of %s  splits %d\n",
-           s->name, ms, rate, rate / ceil->mma * 100, bytes / ms * 1e-6,
-           bytes / ms * 1e-6 / memory * 100, s->topk ? "gather" : "read", (int)job.num_splits);
-    fflush(stdout);
-    job.kernel->release(&job);
-    void *all[] = {q, out, lse, cache, lists, table, work};
+    }
+    void *all[] = {q, out, lse, cache, lists, table, other};
     for (void *p : all)
         CHECK(cudaFree(p));
 }
@@ -320,9 +365,13 @@ int main(int argc, char **argv)
         {"sparse-prefill sink kv32k h128", 1, 4096, 32768, 128, 2048, false, false, false, true},
         {"sparse-prefill sink kv32k h64", 1, 4096, 32768, 64, 2048, false, false, false, true},
         {"sparse-prefill sink kv32k h16", 1, 4096, 32768, 16, 2048, false, false, false, true},
+        {"sparse-prefill sink kv32k h8", 1, 4096, 32768, 8, 2048, false, false, false, true},
+        {"sparse-prefill kv128k h16", 1, 4096, 131072, 16, 2048, false, false, false, false},
+        {"sparse-prefill sink kv128k h16", 1, 4096, 131072, 16, 2048, false, false, false, true},
         {"sparse-prefill sink kv8k h16", 1, 4096, 8192, 16, 2048, false, false, false, true},
         {"sparse-prefill kv8k h128", 1, 4096, 8192, 128, 2048, false, false, false, false},
         {"sparse-prefill kv8k h16", 1, 4096, 8192, 16, 2048, false, false, false, false},
+        {"sparse-decode b128 h16", 128, 1, 32768, 16, 2048, false, true, true, false},
         {"sparse-decode fp8 b128 h128", 128, 1, 32768, 128, 2048, true, true, true, false},
         {"sparse-decode fp8 b128 sq2 h128", 128, 2, 32768, 128, 2048, true, true, true, false},
         {"sparse-decode fp8 b128 h64", 128, 1, 32768, 64, 2048, true, true, true, false},

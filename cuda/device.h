@@ -46,6 +46,8 @@ mla_status mla_cuda_merge(const mla_context *context, const mla_merge_args *args
 bool mla_cuda_runnable(const struct mla_kernel *kernel);
 
 /* Rows of the table. */
+extern const struct mla_kernel mla_sparse_mqa_any;        /* any/sparse_mqa.c */
+extern const struct mla_kernel mla_sparse_mqa_latent_any; /* any/sparse_mqa.c */
 extern const struct mla_kernel mla_mqa_any;           /* any/mqa.c */
 extern const struct mla_kernel mla_mqa_latent_any;    /* any/mqa.c */
 extern const struct mla_kernel mla_mha_prefill_sm100; /* sm100/mha_prefill.c */

@@ -8,6 +8,7 @@ static const struct mla_kernel *const kernels[] = {
     &mla_mqa_decode_sm100, &mla_mqa_decode_latent_sm100, &mla_sparse_mqa_prefill_sm100,
     &mla_sparse_mqa_latent_sm100,
 #endif
+    &mla_sparse_mqa_any, &mla_sparse_mqa_latent_any,
     &mla_mqa_any, &mla_mqa_latent_any,
 #ifdef MLA_WITH_SM100
     &mla_mha_prefill_sm100, &mla_mha_latent_sm100,

@@ -21,6 +21,7 @@ struct mla_mqa_plan {
     struct mla_mqa_launch launches[MLA_MQA_TILES];
     int num_launches;
     int64_t part_rows, most_splits;
+    size_t scratch_bytes;
     struct mla_mqa_request *table; /* device */
     int device;
 };
@@ -157,6 +158,8 @@ mla_status mla_mqa_prepare(const struct mla_job *job, struct mla_mqa_plan **out)
         status = mla_cuda_enter(job->context, &before);
     if (status == MLA_OK) {
         status = upload(job, plan, table, used);
+        if (status == MLA_OK && plan->engine->scratch)
+            status = plan->engine->scratch(job, &plan->scratch_bytes);
         mla_cuda_leave(job->context, before);
     }
     mla_free(table);
@@ -184,7 +187,7 @@ static size_t aligned(size_t bytes)
 size_t mla_mqa_part_bytes(const struct mla_mqa_plan *plan)
 {
     size_t rows = (size_t)plan->part_rows;
-    return aligned(rows * MLA_MQA_LATENT * 4) + 2 * aligned(rows * 4);
+    return aligned(rows * MLA_MQA_LATENT * 4) + 2 * aligned(rows * 4) + plan->scratch_bytes;
 }
 
 int64_t mla_mqa_splits(const struct mla_mqa_plan *plan)
@@ -306,6 +309,7 @@ static struct mla_mqa_args args_of(const struct mla_job *job, const struct mla_m
     a.part_out = (float *)parts;
     a.part_lse = (float *)(parts + aligned(rows * MLA_MQA_LATENT * 4));
     a.part_max = (float *)(parts + aligned(rows * MLA_MQA_LATENT * 4) + aligned(rows * 4));
+    a.scratch = parts + aligned(rows * MLA_MQA_LATENT * 4) + 2 * aligned(rows * 4);
     return a;
 }
 

@@ -47,6 +47,8 @@ struct mla_mqa_engine {
     bool (*supports)(const struct mla_job *job, char *why, size_t bytes);
     struct mla_mqa_cut (*cut)(const struct mla_job *job, const struct mla_request *request);
     struct mla_mqa_tile (*tile)(const mla_problem *problem, int tile);
+    /* Workspace of the engine's own, args->scratch of launch; NULL: none. Called once a plan. */
+    mla_status (*scratch)(const struct mla_job *job, size_t *bytes);
     /* Launches one tile's requests: args holds everything, the requests too. NULL: a grid of
      * `blocks` clusters whose kernel takes args alone. The context's device is current. */
     mla_status (*launch)(const struct mla_job *job, const struct mla_mqa_tile *tile,

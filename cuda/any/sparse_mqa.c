@@ -1,0 +1,194 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Absorbed-form attention over top-k lists for few heads, host side: the engine of sparse_mqa.cuh
+ * and its rows. Requests of several tokens are tried in groups first (union.h): the kernel of groups
+ * runs, then that of single tokens, each leaving the other's tokens alone. */
+#include "sparse_mqa.h"
+
+#include "../device.h"
+#include "format.h"
+#include "mqa_plan.h"
+#include "status.h"
+
+#include <inttypes.h>
+#include <stdio.h>
+
+enum {
+    TILE_16,
+    TILE_32,
+    TILES,
+    MOST_HEADS = 48, /* three tiles of 16 rows */
+    /* A request with this many tiles fills a GPU without splitting its lists. */
+    ENOUGH_TILES = 128,
+    LEAST_KEYS = 1024,
+    MOST_SPLITS = 64,
+    GROUP_ROWS = 32,
+    MOST_UNION = 204, /* longest union that gains, in 256ths of its entries */
+    MOST_CAPACITY = 11 << 10
+};
+
+static bool supports(const struct mla_job *job, char *why, size_t bytes)
+{
+    const mla_problem *p = job->problem;
+    if (!mla_mqa_uses_lists(job))
+        snprintf(why, bytes, "no top-k lists");
+    else if (p->heads_q > MOST_HEADS)
+        snprintf(why, bytes, "%" PRId64 " heads, want at most %d", p->heads_q, MOST_HEADS);
+    else if (mla_cache_is_packed(p->cache_format))
+        snprintf(why, bytes, "a %s cache, want bf16 or f16",
+                 mla_cache_format_name(p->cache_format));
+    else if (mla_total_q(p) > INT32_MAX)
+        snprintf(why, bytes, "%" PRId64 " queries, want fewer than 2^31", mla_total_q(p));
+    else
+        return true;
+    return false;
+}
+
+static int rows_of(int tile)
+{
+    return tile == TILE_16 ? 16 : 32;
+}
+
+/* From the request's own shape alone: the batch around it changes no bit of its result. */
+static struct mla_mqa_cut cut(const struct mla_job *job, const struct mla_request *r)
+{
+    const mla_problem *p = job->problem;
+    struct mla_mqa_cut c = {.tile = p->heads_q > 16 && p->heads_q <= 32 ? TILE_32 : TILE_16};
+    int64_t rows = rows_of(c.tile), steps = (p->topk + MLA_MQA_KEYS - 1) / MLA_MQA_KEYS;
+    c.tiles = r->query_len * ((p->heads_q + rows - 1) / rows);
+    if (c.tiles == 0)
+        return c;
+    c.splits = job->wanted_splits;
+    if (c.splits == 0) {
+        int64_t room = ENOUGH_TILES / c.tiles, most = p->topk / LEAST_KEYS;
+        c.splits = most < room ? most : room;
+        c.splits = c.splits < MOST_SPLITS ? c.splits : MOST_SPLITS;
+    }
+    c.splits = c.splits < steps ? c.splits : steps;
+    c.splits = c.splits < 1 ? 1 : c.splits;
+    return c;
+}
+
+static struct mla_mqa_tile tile_of(const mla_problem *p, int rows, bool group)
+{
+    int rope = (int)p->qk_rope_dim;
+    return p->q_dtype == MLA_BF16 ? mla_sparse_any_tile_bf16(rows, rope, group)
+                                  : mla_sparse_any_tile_f16(rows, rope, group);
+}
+
+static struct mla_mqa_tile tile(const mla_problem *p, int index)
+{
+    return tile_of(p, rows_of(index), false);
+}
+
+/* ------------------------------------------------------------------- groups */
+
+/* Tokens of a group; 0: none. */
+static int group_size(const mla_problem *p)
+{
+    int64_t size = GROUP_ROWS / p->heads_q;
+    return size < 2 ? 0 : (int)(size < MLA_UNION_TOKENS ? size : MLA_UNION_TOKENS);
+}
+
+static int capacity_of(const mla_problem *p)
+{
+    int64_t most = p->topk * group_size(p) * MOST_UNION / 256;
+    return (int)(most < MOST_CAPACITY ? most : MOST_CAPACITY);
+}
+
+static bool groups_fit(const struct mla_job *job)
+{
+    if (!group_size(job->problem))
+        return false;
+    for (int64_t i = 0; i < job->num_requests; i++)
+        if (job->requests[i].query_len > 1 && cut(job, &job->requests[i]).splits == 1)
+            return true;
+    return false;
+}
+
+static mla_status scratch(const struct mla_job *job, size_t *bytes)
+{
+    const mla_problem *p = job->problem;
+    *bytes = 0;
+    if (!groups_fit(job))
+        return MLA_OK;
+    struct mla_mqa_tile t = tile_of(p, GROUP_ROWS, true);
+    *bytes = mla_union_bytes(p, group_size(p), capacity_of(p));
+    mla_status status = mla_cuda_allow_shared(t.function, t.shared_bytes, MLA_ANY_SHARED_BYTES);
+    return status == MLA_OK ? mla_union_prepare() : status;
+}
+
+/* ------------------------------------------------------------------- launch */
+
+/* Rows that no 16-byte load may read go to mqa_any: its tiles of so many rows count alike. */
+static mla_status launch_any(const mla_problem *p, const struct mla_mqa_args *args,
+                             const struct mla_mqa_launch *launch, void *stream)
+{
+    int rows = rows_of(launch->tile), rope = (int)p->qk_rope_dim;
+    struct mla_mqa_tile any = p->q_dtype == MLA_BF16 ? mla_mqa_tile_bf16(rows, rope, false)
+                                                     : mla_mqa_tile_f16(rows, rope, false);
+    struct mla_mqa_args a = *args;
+    MLA_CUDA(cudaFuncSetAttribute(any.function, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                  (int)any.shared_bytes));
+    return mla_mqa_launch_grid(&any, &a, launch->blocks, stream);
+}
+
+static mla_status launch(const struct mla_job *job, const struct mla_mqa_tile *tile,
+                         const struct mla_mqa_args *args, const struct mla_mqa_launch *launch,
+                         void *stream)
+{
+    const mla_problem *p = job->problem;
+    if (args->cache.align < 16 || args->q_align < 16)
+        return launch_any(p, args, launch, stream);
+    int64_t item = args->out_dtype == MLA_F32 ? 4 : 2;
+    struct mla_sparse_any_args g = {
+        .a = *args,
+        .wide_stores = ((uint64_t)(uintptr_t)args->out | (uint64_t)(args->out_stride[0] * item) |
+                        (uint64_t)(args->out_stride[1] * item)) %
+                           16 ==
+                       0,
+    };
+    if (groups_fit(job)) {
+        struct mla_mqa_tile t = tile_of(p, GROUP_ROWS, true);
+        int64_t all = mla_union_numbers(p, group_size(p)), here;
+        g.groups = mla_union_groups(p, group_size(p), capacity_of(p), args->scratch);
+        for (here = g.groups.count; g.groups.first < all; g.groups.first += (int32_t)here) {
+            int64_t left = all - g.groups.first;
+            g.groups.count = (int32_t)(left < here ? left : here);
+            mla_status status = mla_union_launch(p, args, &g.groups, MOST_UNION, stream);
+            if (status == MLA_OK)
+                status = mla_mqa_launch_grid(&t, &g, g.groups.count, stream);
+            if (status != MLA_OK)
+                return status;
+        }
+    }
+    return mla_mqa_launch_grid(tile, &g, launch->blocks, stream);
+}
+
+static const struct mla_mqa_engine engine = {
+    .name = "sparse_mqa_any",
+    .num_tiles = TILES,
+    .most_shared = MLA_ANY_SHARED_BYTES,
+    .supports = supports,
+    .cut = cut,
+    .tile = tile,
+    .scratch = scratch,
+    .launch = launch,
+};
+
+const struct mla_kernel mla_sparse_mqa_any = {
+    .name = "sparse_mqa_any",
+    .architecture = "sm_80+",
+    .proof = MLA_PROOF_SILICON,
+    .formats = MLA_BIT(MLA_CACHE_BF16) | MLA_BIT(MLA_CACHE_F16),
+    .engine = &engine,
+    MLA_MQA_ABSORBED_ROW,
+};
+
+const struct mla_kernel mla_sparse_mqa_latent_any = {
+    .name = "sparse_mqa_latent_any",
+    .architecture = "sm_80+",
+    .proof = MLA_PROOF_SILICON,
+    .formats = MLA_BIT(MLA_CACHE_BF16) | MLA_BIT(MLA_CACHE_F16),
+    .engine = &engine,
+    MLA_MQA_LATENT_ROW,
+};

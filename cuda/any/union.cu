@@ -1,0 +1,162 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Unions of the top-k lists of neighbouring query tokens (union.h), one block of 256 threads a
+ * group: a bit a key and token in shared memory, from which keys come out in ascending order. Keys
+ * beyond what the bits hold are taken in further rounds over the lists, window by window. What a
+ * token may not see (out of range, of its future, past its length) is in no union. A group whose
+ * union is longer than most / 256 of its entries, or than its room, counts -1: it would gain nothing.
+ *
+ * Shared memory: bits [token][window / 32], then the entries of a window, so that global memory is
+ * written in whole lines. Memory traffic: the lists once a window (from L2), the union once. */
+#include "../mutant.cuh"
+#include "../ptx/launch.cuh"
+#include "../ptx/shared.cuh"
+#include "union.cuh"
+
+static const int THREADS = MLA_UNION_THREADS;
+
+/* Sum of x over the threads before this one; all: over all. */
+__device__ __forceinline__ int sum_before(int x, int *warp_sums, int *all)
+{
+    int lane = threadIdx.x % 32, warp = threadIdx.x / 32, sum = x;
+#pragma unroll
+    for (int offset = 1; offset < 32; offset *= 2) {
+        int below = __shfl_up_sync(0xFFFFFFFFu, sum, offset);
+        sum += lane >= offset ? below : 0;
+    }
+    if (lane == 31)
+        warp_sums[warp] = sum;
+    __syncthreads();
+    int before = sum - x, total = 0;
+#pragma unroll
+    for (int w = 0; w < THREADS / 32; w++) {
+        before += w < warp ? warp_sums[w] : 0;
+        total += warp_sums[w];
+    }
+    __syncthreads();
+    *all = total;
+    return before;
+}
+
+/* Lists of one group. */
+struct group_lists {
+    const int32_t *list; /* of the first token */
+    int64_t stride;
+    int tokens, token0, query_len, seq_len, causal, topk;
+    const int32_t *lens; /* of the first token, or NULL */
+};
+
+__device__ __forceinline__ int end_of(const struct group_lists &l, int t)
+{
+    return l.causal ? min(l.seq_len, l.seq_len - l.query_len + l.token0 + t + 1) : l.seq_len;
+}
+
+__device__ __forceinline__ int count_of(const struct group_lists &l, int t)
+{
+    return l.lens ? max(0, min(l.topk, l.lens[t])) : l.topk;
+}
+
+/* Bits of the keys first … first + 32 words - 1. */
+__device__ __forceinline__ void mark_keys(const struct group_lists &l, uint32_t *bits, int words,
+                                          int first)
+{
+    for (int i = threadIdx.x; i < l.tokens * words; i += THREADS)
+        bits[i] = 0;
+    __syncthreads();
+    for (int t = 0; t < l.tokens; t++) {
+        const int32_t *list = l.list + t * l.stride;
+        int count = count_of(l, t), end = end_of(l, t);
+        for (int j = threadIdx.x; j < count; j += THREADS) {
+            int pos = list[j], at = pos - first;
+            if (pos >= 0 && pos < end && at >= 0 && at < words * 32)
+                atomicOr(bits + t * words + at / 32, 1u << at % 32);
+        }
+    }
+    __syncthreads();
+}
+
+__device__ __forceinline__ uint32_t any_token(const uint32_t *bits, int words, int tokens, int i)
+{
+    uint32_t all = 0;
+    for (int t = 0; t < tokens; t++)
+        all |= bits[t * words + i];
+    return all;
+}
+
+__global__ void __launch_bounds__(MLA_UNION_THREADS)
+    union_kernel(const __grid_constant__ struct mla_union_args args)
+{
+    const struct mla_mqa_groups &g = args.groups;
+    const int number = g.first + (int)blockIdx.x;
+    MLA_DYNAMIC_SHARED(shared, 16);
+    __shared__ int warp_sums[THREADS / 32];
+    int found = find_group(args.requests, args.num_requests, g.size, number);
+    if (found < 0)
+        return;
+    const struct mla_mqa_request *r = &args.requests[found];
+    if (r->splits > 1) {
+        if (threadIdx.x == 0)
+            g.counts[number] = -1;
+        return;
+    }
+    struct group_lists l;
+    l.token0 = (number - group_of(g.size, *r, 0)) * g.size;
+    l.query_len = r->query_len;
+    l.tokens = min(g.size, l.query_len - l.token0);
+    l.seq_len = r->seq_len_kv;
+    if (args.seq_lens_kv)
+        l.seq_len = max(0, min(l.seq_len, args.seq_lens_kv[r->index]));
+    l.causal = args.causal;
+    l.topk = args.topk;
+    l.list = args.indices + (int64_t)(r->q_start + l.token0) * args.indices_stride;
+    l.stride = args.indices_stride;
+    l.lens = args.topk_lens ? args.topk_lens + r->q_start + l.token0 : NULL;
+    int entries = 0;
+    for (int t = 0; t < l.tokens; t++)
+        entries += count_of(l, t);
+    int most = min(g.capacity, (int)((int64_t)entries * args.most / 256));
+
+    uint32_t *bits = (uint32_t *)shared;
+    int32_t *keys = (int32_t *)(shared + (size_t)l.tokens * args.words * 4);
+    uint8_t *masks = (uint8_t *)(keys + g.capacity);
+    int used = 0; /* entries so far */
+    for (int first = 0; first < l.seq_len; first += args.words * 32) {
+        int words = min(args.words, (l.seq_len - first + 31) / 32);
+        mark_keys(l, bits, words, first);
+        /* Each thread counts, then lists, the keys of neighbouring words. */
+        int share = (words + THREADS - 1) / THREADS;
+        int from = min(words, (int)threadIdx.x * share), to = min(words, from + share);
+        int mine = 0, all;
+        for (int i = from; i < to; i++)
+            mine += __popc(any_token(bits, words, l.tokens, i));
+        int at = sum_before(mine, warp_sums, &all);
+        if (used + all > most) { /* the same in every thread */
+            if (threadIdx.x == 0)
+                g.counts[number] = -1;
+            return;
+        }
+        for (int i = from; i < to; i++)
+            for (uint32_t left = any_token(bits, words, l.tokens, i); left; left &= left - 1) {
+                int bit = __ffs((int)left) - 1;
+                uint32_t mask = 0;
+                for (int t = 0; t < l.tokens; t++)
+                    mask |= (bits[t * words + i] >> bit & 1) << t;
+                keys[at] = first + i * 32 + bit;
+                masks[at] = (uint8_t)mask;
+                at++;
+            }
+        __syncthreads();
+        for (int i = threadIdx.x; i < all; i += THREADS) {
+            g.keys[(int64_t)blockIdx.x * g.capacity + used + i] = keys[i];
+            g.masks[(int64_t)blockIdx.x * g.capacity + used + i] = masks[i];
+        }
+        __syncthreads();
+        used += all;
+    }
+    if (threadIdx.x == 0)
+        g.counts[number] = used;
+}
+
+extern "C" const void *mla_union_function(void)
+{
+    return mla_kernel_address(union_kernel);
+}
