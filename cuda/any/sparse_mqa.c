@@ -23,7 +23,7 @@ enum {
     MOST_SPLITS = 64,
     GROUP_ROWS = 32,
     MOST_UNION = 204, /* longest union that gains, in 256ths of its entries */
-    MOST_CAPACITY = 11 << 10
+    MOST_CAPACITY = 7 << 10
 };
 
 static bool supports(const struct mla_job *job, char *why, size_t bytes)

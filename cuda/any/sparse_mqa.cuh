@@ -40,36 +40,53 @@
 #ifndef MLA_CUDA_ANY_SPARSE_MQA_CUH
 #define MLA_CUDA_ANY_SPARSE_MQA_CUH
 
-#include "../mutant.cuh"
 #include "../ptx/global.cuh"
 #include "../ptx/launch.cuh"
 #include "../ptx/shared.cuh"
-#include "mqa_mutant.cuh"
 #include "mqa_work.cuh"
 #include "sparse_mqa.h"
 #include "union.cuh"
 
+#include <limits.h>
+
 static const int KEYS = 32, TILES = KEYS / 8, WARPS = 8, THREADS = 256;
-static const int RING = 16;  /* steps whose addresses are known */
+static const int RING = 12;  /* steps whose addresses are known */
 static const int AHEAD = 8;  /* steps that addresses run ahead */
 static const int ROPE_STAGES = 3;
 
+#ifndef SPARSE_SLOTS32
+#define SPARSE_SLOTS32 4
+#endif
+#ifndef SPARSE_SLOTS16
+#define SPARSE_SLOTS16 6
+#endif
+#ifndef SPARSE_NSTEP32
+#define SPARSE_NSTEP32 1
+#endif
 template <int ROWS_, int ROPE_, bool GROUP_> struct sparse_shape {
     static const int ROWS = ROWS_, ROPE = ROPE_, M = ROWS / 16;
     static const bool GROUP = GROUP_;
     static const int TOKENS = GROUP ? MLA_UNION_TOKENS : 1; /* at most, of a tile */
-    static const int SETS = M == 1 ? 2 : 3;
+    /* Tiles of 8 keys that registers hold: the four of a step and early ones of the next. */
+    static const int SLOTS = M == 1 ? SPARSE_SLOTS16 : SPARSE_SLOTS32;
+    static const int EARLY = SLOTS - TILES, PERIOD = SLOTS == 6 ? 3 : SLOTS == 8 ? 2 : 1;
+    static const int N_STEP = M == 1 ? TILES : SPARSE_NSTEP32; /* tiles of scores at a time */
+    static const int BLOCKS = M == 1 || SLOTS == 4 ? 2 : 1; /* an SM */
     static const int scores_at = 0; /* [warp][row][32 keys], swizzled */
     static const int q_at = scores_at + WARPS * ROWS * KEYS * 4; /* [warp][m][h][row half][lane] */
     static const int q_warp = M * 2048;
     static const int q_rope_at = q_at + WARPS * q_warp; /* [kh][m][row half][lane] */
     static const int weights_at = q_rope_at + 2 * M * 1024;
-    static const int rope_at = weights_at + ROWS * 128;
+    static const int rope_at = weights_at + ROWS * KEYS * 2;
     static const int places_at = rope_at + ROPE_STAGES * KEYS * 128; /* [ring][key] two int64_t */
     static const int seen_at = places_at + RING * KEYS * 16;         /* [ring][token] words */
     static const int factors_at = seen_at + RING * MLA_UNION_TOKENS * 4;
     static const int tile_at = factors_at + ROWS * 4; /* struct sparse_tile */
-    static const int shared_bytes = tile_at + 128;
+    static const int entries_at = tile_at + 128; /* [warp][turn % 3][lane] position, mask */
+    static const int pages_at = entries_at + WARPS * 3 * 256; /* [warp][turn % 2][lane] */
+    static const int state_at = pages_at + WARPS * 2 * 128;   /* [thread] struct row_state */
+    static const int shared_bytes = state_at + THREADS * 8;
+    static_assert(shared_bytes <= 101376, "the tile must fit sm_120's 99 KB");
     static const int rows_warp = ROWS / WARPS, lanes_row = 32 / rows_warp;
     static const int pairs = KEYS / 2 / lanes_row;
 };
@@ -80,7 +97,7 @@ static __device__ uint4 sparse_zeros[(MLA_MQA_LATENT + 64) / 8];
 /* What every thread knows of its tile beside struct work. */
 struct sparse_tile {
     struct work w;
-    const uint8_t *masks; /* of a group's list */
+    const struct mla_union_entry *entries; /* of a group */
     int first, steps;     /* steps of this split */
 };
 static_assert(sizeof(struct sparse_tile) <= 128, "room for it in shared memory");
@@ -109,8 +126,8 @@ __device__ __forceinline__ bool set_group(const struct mla_sparse_any_args &args
     if (a.seq_lens_kv)
         w->seq_len = max(0, min(w->seq_len, a.seq_lens_kv[w->r.index]));
     w->end = w->seq_len; /* what tokens may not see is not in the union */
-    w->list = g.keys + (int64_t)block * g.capacity;
-    t->masks = g.masks + (int64_t)block * g.capacity;
+    w->list = NULL;
+    t->entries = g.entries + (int64_t)block * g.capacity;
     w->pages = NULL;
     if (a.cache.page_size > 0)
         w->pages = a.cache.page_table + w->r.index * a.cache.page_table_stride;
@@ -119,46 +136,89 @@ __device__ __forceinline__ bool set_group(const struct mla_sparse_any_args &args
 
 /* --------------------------------------------------------------- addresses */
 
-/* Entry of this lane in a step, unchecked, with the tokens that see it. */
-struct sparse_entry {
-    int pos;
-    uint32_t mask;
-};
+/* A warp works out addresses every AHEAD steps: turn k is for its step warp + AHEAD · k. Entries are
+ * fetched three turns before, pages two. Each lane waits for its own copies alone. */
+__device__ __forceinline__ int entry_of(const struct sparse_tile &t, int turn)
+{
+    int step = (int)threadIdx.x / 32 + AHEAD * turn;
+    return step < t.steps ? (t.first + step) * KEYS + (int)threadIdx.x % 32 : INT_MAX;
+}
+
+template <class S> __device__ __forceinline__ int entry_place(int turn)
+{
+    return S::entries_at + (threadIdx.x / 32 * 3 + turn % 3) * 256 + threadIdx.x % 32 * 8;
+}
+
+template <class S> __device__ __forceinline__ int page_place(int turn)
+{
+    return S::pages_at + (threadIdx.x / 32 * 2 + turn % 2) * 128 + threadIdx.x % 32 * 4;
+}
 
 template <class S>
-__device__ __forceinline__ struct sparse_entry fetch_entry(const struct mla_mqa_args &a,
-                                                           const struct sparse_tile &t, int step)
+__device__ __forceinline__ void fetch_entry(const struct sparse_tile &t, uint32_t smem, int turn)
 {
-    const struct work &w = t.w;
-    int j = (t.first + step) * KEYS + (int)threadIdx.x % 32;
-    struct sparse_entry e = {-1, 1};
-    if (step >= t.steps)
-        return e;
-    e.pos = j < w.count ? w.list[j] : -1;
+    int j = entry_of(t, turn);
+    if (j >= t.w.count)
+        return;
     if (S::GROUP)
-        e.mask = j < w.count ? t.masks[j] : 0;
-#ifdef MLA_DEVICE_MUTANTS
-    if (!S::GROUP)
-        e.pos = mutated_position(a, w, j, e.pos);
-#endif
+        cp_async_ca_8(smem + entry_place<S>(turn), t.entries + j, 8);
+    else
+        cp_async_ca_4(smem + entry_place<S>(turn), t.w.list + j, 4);
+}
+
+/* An entry whose key the tile may see, and the tokens that see it; position -1: none. */
+template <class S>
+__device__ __forceinline__ struct mla_union_entry read_entry(const struct sparse_tile &t,
+                                                             const char *shared, int turn)
+{
+    int j = entry_of(t, turn);
+    struct mla_union_entry e = {-1, 0};
+    if (j >= t.w.count)
+        return e;
+    e.pos = *(const int *)(shared + entry_place<S>(turn));
+    if (S::GROUP)
+        e.mask = *(const uint32_t *)(shared + entry_place<S>(turn) + 4);
+    if (e.pos < 0 || e.pos >= t.w.end)
+        e.pos = -1;
     return e;
 }
 
-/* Addresses of a step's rows, one key a lane, and which keys are seen by whom. */
+/* Column of the page table, -1 if it has none for the key. */
+__device__ __forceinline__ int column_of(const struct mla_mqa_args &a, const struct work &w, int pos)
+{
+    int column = page_column(&a.cache, pos);
+    return column < a.cache.max_pages ? column : -1;
+}
+
+template <class S>
+__device__ __forceinline__ void fetch_page_id(const struct mla_mqa_args &a,
+                                              const struct sparse_tile &t, const char *shared,
+                                              uint32_t smem, int turn)
+{
+    if (!t.w.pages)
+        return;
+    int pos = read_entry<S>(t, shared, turn).pos, column = pos < 0 ? -1 : column_of(a, t.w, pos);
+    if (column >= 0)
+        cp_async_ca_4(smem + page_place<S>(turn), t.w.pages + column, 4);
+}
+
+/* Addresses of the rows of a turn's step, one key a lane, and which keys are seen by whom. */
 template <class S>
 __device__ __forceinline__ void put_places(const struct mla_mqa_args &a,
-                                           const struct sparse_tile &t, char *shared, int step,
-                                           struct sparse_entry e, int page)
+                                           const struct sparse_tile &t, char *shared, int turn)
 {
     const struct mla_mqa_cache &c = a.cache;
-    int lane = threadIdx.x % 32, at = step % RING;
-    bool ok = page >= 0 && (!t.w.pages || page < c.num_pages);
+    int lane = threadIdx.x % 32, at = ((int)threadIdx.x / 32 + AHEAD * turn) % RING;
+    struct mla_union_entry e = read_entry<S>(t, shared, turn);
+    bool ok = e.pos >= 0;
+    int page = 0;
+    if (ok && t.w.pages) {
+        const char *id = shared + page_place<S>(turn + (MLA_MUTANT == 103));
+        page = column_of(a, t.w, e.pos) < 0 ? -1 : *(const int *)id;
+        ok = page >= 0 && page < c.num_pages;
+    }
     const char *rows[2] = {(const char *)sparse_zeros,
                            (const char *)sparse_zeros + 2 * MLA_MQA_LATENT};
-#ifdef MLA_DEVICE_MUTANTS
-    if (MUTANT_HITS(NAN_SLOT, t.w.r.q_start + t.w.token0))
-        rows[0] = mutated_row();
-#endif
     if (ok) {
         struct row_place place = place_row(&c, t.w.r.kv_start, e.pos, page);
         rows[0] = c.data + place.data;
@@ -189,41 +249,26 @@ template <class S> __device__ __forceinline__ uint32_t seen_keys(const char *sha
 
 /* -------------------------------------------------------------------- keys */
 
-#ifndef SPARSE_LINES
-#define SPARSE_LINES 1
-#endif
-#ifndef SPARSE_ROPE_LD
-#define SPARSE_ROPE_LD 1
-#endif
-/* Keys of a step in registers. v[n][u]: 16 bytes of key 8n + 2 (lane / 8) + u, the lane % 8th of this
- * warp's. */
-struct sparse_keys {
-    uint4 v[TILES][2];
+/* Keys in registers: tile n of a step is in slot (4 · step + n) mod SLOTS. Piece h: 16 bytes of key
+ * lane / 4 of the tile, in the half h of this warp's columns. */
+template <class S> struct sparse_keys {
+    uint4 v[S::SLOTS][2];
 };
 
+/* Loads tiles first … end - 1 of a step; slot: of its tile 0. */
 template <class S>
-__device__ __forceinline__ void load_keys(const char *shared, int step, struct sparse_keys *k)
+__device__ __forceinline__ void load_keys(const char *shared, int step, int slot, int first, int end,
+                                          struct sparse_keys<S> *k)
 {
-#if SPARSE_LINES
-    int lane = threadIdx.x % 32, at = threadIdx.x / 32 * 128 + lane % 8 * 16;
-    const char *const *places =
-        (const char *const *)(shared + S::places_at + (step % RING * KEYS + lane / 8 * 2) * 16);
-#pragma unroll
-    for (int n = 0; n < TILES; n++) {
-        k->v[n][0] = ld_global_nc_16(places[n * 16] + at);
-        k->v[n][1] = ld_global_nc_16(places[n * 16 + 2] + at);
-    }
-#else
     int lane = threadIdx.x % 32, at = threadIdx.x / 32 * 128 + lane % 4 * 16;
     const char *const *places =
         (const char *const *)(shared + S::places_at + (step % RING * KEYS + lane / 4) * 16);
 #pragma unroll
-    for (int n = 0; n < TILES; n++) {
+    for (int n = first; n < end; n++) {
         const char *row = places[n * 16] + at;
-        k->v[n][0] = ld_global_nc_16(row);
-        k->v[n][1] = ld_global_nc_16(row + 64);
+        k->v[(slot + n) % S::SLOTS][0] = ld_global_nc_16(row);
+        k->v[(slot + n) % S::SLOTS][1] = ld_global_nc_16(row + 64);
     }
-#endif
 }
 
 /* Rope of a step, eight threads a key: loaded at one step, put into shared memory at the next. Even
@@ -296,85 +341,70 @@ template <class S> __device__ __forceinline__ int share_at(int warp, int row, in
 /* P of 8 keys (chunk 0 to 3) of a row, 16 bytes. */
 template <class S> __device__ __forceinline__ int weight_at(int row, int chunk)
 {
-    return S::weights_at + row * 128 + ((chunk ^ (row & 7)) << 4);
+    return S::weights_at + row * (KEYS * 2) + ((chunk ^ (row >> 1 & 3)) << 4);
 }
 
-/* This warp's share of a step's scores, to shared memory. */
+/* This warp's share of the scores of a step, to shared memory. */
 template <class S, class T>
-__device__ __forceinline__ void share_scores(char *shared, int step, const struct sparse_keys &k)
+__device__ __forceinline__ void share_scores(char *shared, int step, int slot,
+                                             const struct sparse_keys<S> &k)
 {
     int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-    float rope[S::M][4] = {};
-    if (S::ROPE && !MUTANT(ROPE_DROPPED)) {
-        int key = warp % 4 * 8 + lane / 4, part = warp / 4 * 4 + lane % 4;
-        uint4 v = *(const uint4 *)(shared + S::rope_at + (step % ROPE_STAGES * KEYS + key) * 128 +
-                                   ((part ^ (key & 1) << 2) << 4));
-#pragma unroll
-        for (int m = 0; m < S::M; m++) {
-            uint32_t q[2][4];
-            read_q_fragments(shared + S::q_rope_at + (warp / 4 * S::M + m) * 1024 + lane * 16, q);
-            T::mma(rope[m], q[0], v.x, v.y);
-            T::mma(rope[m], q[1], v.z, v.w);
-        }
-    }
     const char *q_at = shared + S::q_at + warp * S::q_warp + lane * 16;
+    uint4 v = make_uint4(0, 0, 0, 0);
+    if (S::ROPE) {
+        int key = warp % 4 * 8 + lane / 4, part = warp / 4 * 4 + lane % 4;
+        if (MLA_MUTANT == 101)
+            step++;
+        v = *(const uint4 *)(shared + S::rope_at + (step % ROPE_STAGES * KEYS + key) * 128 +
+                             ((part ^ (key & 1) << 2) << 4));
+    }
 #pragma unroll
     for (int m = 0; m < S::M; m++) {
-        float s[TILES][4];
-#if SPARSE_LINES
-        uint32_t q[2][2][4];
-        read_q_fragments(q_at + m * 2048, q[0]);
-        read_q_fragments(q_at + m * 2048 + 1024, q[1]);
-#pragma unroll
-        for (int n = 0; n < TILES; n++) {
-            float d[2][2][4] = {}; /* [u][h] */
-#pragma unroll
-            for (int j = 0; j < 2; j++)
-#pragma unroll
-                for (int u = 0; u < 2; u++)
-#pragma unroll
-                    for (int h = 0; h < 2; h++) {
-                        const uint4 &v = k.v[n][u];
-                        T::mma(d[u][h], q[h][j], j ? v.z : v.x, j ? v.w : v.y);
-                    }
-#pragma unroll
-            for (int e = 0; e < 4; e++) {
-                int u = e % 2, row = e & 2;
-                s[n][e] = d[u][0][row] + d[u][1][row + 1];
-                if (S::ROPE)
-                    s[n][e] += n == warp % 4 ? rope[m][e] : 0;
-            }
+        uint32_t q[2][4];
+        float rope[4] = {};
+        if (S::ROPE) {
+            read_q_fragments(shared + S::q_rope_at + (warp / 4 * S::M + m) * 1024 + lane * 16, q);
+            T::mma(rope, q[0], v.x, v.y);
+            T::mma(rope, q[1], v.z, v.w);
         }
-#else
-#pragma unroll
-        for (int n = 0; n < TILES; n++)
-#pragma unroll
-            for (int e = 0; e < 4; e++)
-                s[n][e] = S::ROPE && n == warp % 4 ? rope[m][e] : 0;
-#pragma unroll
-        for (int h = 0; h < 2; h++) {
-            uint32_t q[2][4];
-            read_q_fragments(q_at + (m * 2 + h) * 1024, q);
-#pragma unroll
-            for (int n = 0; n < TILES; n++)
-                T::mma(s[n], q[0], k.v[n][h].x, k.v[n][h].y);
-#pragma unroll
-            for (int n = 0; n < TILES; n++)
-                T::mma(s[n], q[1], k.v[n][h].z, k.v[n][h].w);
-        }
-#endif
         int to = share_at<S>(warp, m * 16 + lane / 4, lane % 4);
 #pragma unroll
-        for (int n = 0; n < TILES; n++) {
-            *(float2 *)(shared + (to ^ n << 5)) = make_float2(s[n][0], s[n][1]);
-            *(float2 *)(shared + (to ^ n << 5) + 8 * KEYS * 4) = make_float2(s[n][2], s[n][3]);
+        for (int n0 = 0; n0 < TILES; n0 += S::N_STEP) {
+            float s[S::N_STEP][4];
+#pragma unroll
+            for (int n = 0; n < S::N_STEP; n++)
+#pragma unroll
+                for (int e = 0; e < 4; e++)
+                    s[n][e] = S::ROPE && n0 + n == warp % 4 ? rope[e] : 0;
+#pragma unroll
+            for (int h = 0; h < 2; h++) {
+                read_q_fragments(q_at + (m * 2 + h) * 1024, q);
+#pragma unroll
+                for (int n = 0; n < S::N_STEP; n++) {
+                    const uint4 &key = k.v[(slot + n0 + n) % S::SLOTS][h];
+                    T::mma(s[n], q[0], key.x, key.y);
+                }
+#pragma unroll
+                for (int n = 0; n < S::N_STEP; n++) {
+                    const uint4 &key = k.v[(slot + n0 + n) % S::SLOTS][h];
+                    T::mma(s[n], q[1], key.z, key.w);
+                }
+            }
+#pragma unroll
+            for (int n = 0; n < S::N_STEP; n++) {
+                char *at = shared + (to ^ (n0 + n) << 5);
+                *(float2 *)at = make_float2(s[n][0], s[n][1]);
+                *(float2 *)(at + 8 * KEYS * 4) = make_float2(s[n][2], s[n][3]);
+            }
         }
     }
 }
 
 /* ------------------------------------------------------------------ softmax */
 
-/* Running state of the row that this lane helps to finish. */
+/* Running state of the row that this lane helps to finish. In shared memory, since registers are
+ * short. */
 struct row_state {
     float max_log2; /* largest score so far, in log2; -inf = none */
     float sum;      /* this lane's share of the sum of weights */
@@ -383,9 +413,9 @@ struct row_state {
 /* Adds up the shares of this warp's rows, masks, and leaves P and the factor that rescales what was
  * summed before. bits: the keys that this lane's row sees. Returns whether the factor is not 1. */
 template <class S, class T>
-__device__ __forceinline__ bool softmax_step(char *shared, uint32_t bits, float scale_log2,
-                                             struct row_state *st)
+__device__ __forceinline__ bool softmax_step(char *shared, uint32_t bits, float scale_log2)
 {
+    struct row_state *at = (struct row_state *)(shared + S::state_at) + threadIdx.x, st = *at;
     int lane = threadIdx.x % 32, in_row = lane % S::lanes_row;
     int row = threadIdx.x / 32 * S::rows_warp + lane / S::lanes_row;
     float x[S::pairs][2];
@@ -407,40 +437,26 @@ __device__ __forceinline__ bool softmax_step(char *shared, uint32_t bits, float 
 #pragma unroll
     for (int offset = S::lanes_row / 2; offset; offset /= 2)
         top = fmaxf(top, __shfl_xor_sync(0xFFFFFFFFu, top, offset));
-    float before = st->max_log2;
-    st->max_log2 = fmaxf(before, top);
+    float before = st.max_log2;
+    st.max_log2 = fmaxf(before, top);
     /* No key yet: any finite reference gives weights 0. */
-    float reference = st->max_log2 == -INFINITY ? 0 : st->max_log2;
-    float factor = st->max_log2 == before ? 1 : ex2_approx_ftz(before - reference);
-    st->sum *= factor;
+    float reference = st.max_log2 == -INFINITY ? 0 : st.max_log2;
+    float factor = st.max_log2 == before ? 1 : ex2_approx_ftz(before - reference);
+    st.sum *= factor;
 #pragma unroll
     for (int j = 0; j < S::pairs; j++) {
         int pair = j * S::lanes_row + in_row;
         float p0 = ex2_approx_ftz(x[j][0] - reference);
         float p1 = ex2_approx_ftz(x[j][1] - reference);
-        st->sum += p0 + p1;
+        st.sum += p0 + p1;
         *(uint32_t *)(shared + weight_at<S>(row, pair / 4) + pair % 4 * 4) = T::pack(p0, p1);
     }
+    *at = st;
     if (in_row == 0)
         *(float *)(shared + S::factors_at + 4 * row) = factor;
     return factor != 1;
 }
 
-#ifdef MLA_DEVICE_MUTANTS
-/* Weights of keys 3 and 17 of the step change places: as if the keys' values had. */
-template <class S> __device__ void swap_weights(char *shared)
-{
-    int lane = threadIdx.x % 32, row = threadIdx.x / 32 * S::rows_warp + lane / S::lanes_row;
-    __syncwarp();
-    if (lane % S::lanes_row == 0) {
-        uint16_t *x = (uint16_t *)(shared + weight_at<S>(row, 0)) + 3;
-        uint16_t *y = (uint16_t *)(shared + weight_at<S>(row, 2)) + 1, keep = *x;
-        *x = *y;
-        *y = keep;
-    }
-    __syncwarp();
-}
-#endif
 
 /* ------------------------------------------------------------------- values */
 
@@ -463,55 +479,34 @@ __device__ __forceinline__ void rescale(const char *shared, float o[S::M][8][4])
     }
 }
 
-/* o[m][4h + i]: rows g and g + 8 of the tile, columns 32h + 8t + 2i and the next of this warp's
- * 64. */
-template <class S, class T>
-__device__ __forceinline__ void add_weighted(uint32_t smem, const struct sparse_keys &k,
-                                             float o[S::M][8][4])
+/* P of 16 keys of a step as A fragments. */
+template <class S>
+__device__ __forceinline__ void read_weights(uint32_t smem, int kk, uint32_t p[S::M][4])
 {
     int lane = threadIdx.x % 32;
 #pragma unroll
-    for (int kk = 0; kk < KEYS / 16; kk++) {
-        uint32_t p[S::M][4];
+    for (int m = 0; m < S::M; m++)
+        ldmatrix_x4(p[m], smem + weight_at<S>(m * 16 + lane % 16, kk * 2 + lane / 16));
+}
+
+/* 16 keys. o[m][4h + i]: rows g and g + 8 of the tile, columns 32h + 8t + 2i and the next of this
+ * warp's 64. */
+template <class S, class T>
+__device__ __forceinline__ void add_weighted(const uint32_t p[S::M][4], int slot,
+                                             const struct sparse_keys<S> &k, float o[S::M][8][4])
+{
 #pragma unroll
-        for (int m = 0; m < S::M; m++)
-            ldmatrix_x4(p[m], smem + weight_at<S>(m * 16 + lane % 16, kk * 2 + lane / 16));
-#if SPARSE_LINES
-        const struct sparse_keys *t = &k;
+    for (int h = 0; h < 2; h++) {
+        const uint4 &low = k.v[slot % S::SLOTS][h], &high = k.v[(slot + 1) % S::SLOTS][h];
+        const uint32_t b0[4] = {low.x, low.y, low.z, low.w};
+        const uint32_t b1[4] = {high.x, high.y, high.z, high.w};
 #pragma unroll
         for (int i = 0; i < 4; i++) {
-            uint32_t two[2][2]; /* [tile][u]: key 2t + u of a tile, a column of each half */
+            uint32_t v0 = movmatrix_trans(b0[i]), v1 = movmatrix_trans(b1[i]);
 #pragma unroll
-            for (int n = 0; n < 2; n++)
-#pragma unroll
-                for (int u = 0; u < 2; u++) {
-                    const uint4 &v = t->v[2 * kk + n][u];
-                    two[n][u] = movmatrix_trans(i == 0 ? v.x : i == 1 ? v.y : i == 2 ? v.z : v.w);
-                }
-#pragma unroll
-            for (int h = 0; h < 2; h++) {
-                uint32_t v0 = __byte_perm(two[0][0], two[0][1], h ? 0x7632 : 0x5410);
-                uint32_t v1 = __byte_perm(two[1][0], two[1][1], h ? 0x7632 : 0x5410);
-#pragma unroll
-                for (int m = 0; m < S::M; m++)
-                    T::mma(o[m][4 * h + i], p[m], v0, v1);
-            }
+            for (int m = 0; m < S::M; m++)
+                T::mma(o[m][4 * h + i], p[m], v0, v1);
         }
-#else
-#pragma unroll
-        for (int h = 0; h < 2; h++) {
-            const uint4 &low = k.v[2 * kk][h], &high = k.v[2 * kk + 1][h];
-            const uint32_t b0[4] = {low.x, low.y, low.z, low.w};
-            const uint32_t b1[4] = {high.x, high.y, high.z, high.w};
-#pragma unroll
-            for (int i = 0; i < 4; i++) {
-                uint32_t v0 = movmatrix_trans(b0[i]), v1 = movmatrix_trans(b1[i]);
-#pragma unroll
-                for (int m = 0; m < S::M; m++)
-                    T::mma(o[m][4 * h + i], p[m], v0, v1);
-            }
-        }
-#endif
     }
 }
 
@@ -520,8 +515,9 @@ __device__ __forceinline__ void add_weighted(uint32_t smem, const struct sparse_
 /* lse and max_logits of this lane's row, or its partial values; the output's factor to shared. */
 template <class S>
 __device__ __forceinline__ void store_row(const struct mla_mqa_args &a, const struct work &w,
-                                          char *shared, struct row_state st)
+                                          char *shared)
 {
+    struct row_state st = ((const struct row_state *)(shared + S::state_at))[threadIdx.x];
     int lane = threadIdx.x % 32, row = threadIdx.x / 32 * S::rows_warp + lane / S::lanes_row;
 #pragma unroll
     for (int offset = S::lanes_row / 2; offset; offset /= 2)
@@ -541,21 +537,11 @@ __device__ __forceinline__ void store_row(const struct mla_mqa_args &a, const st
         int64_t token = w.r.q_start + at / a.heads;
         factor =
             finish_row(st.max_log2, st.sum, a.sink != NULL, a.sink ? a.sink[head] : 0, &lse_log2);
-        float unit = a.lse_unit * (MUTANT(LSE_BASE) ? 1.44269504f : 1), top = st.max_log2;
-        if (MUTANT(LSE_NO_SINK))
-            finish_row(st.max_log2, st.sum, false, 0, &lse_log2);
-        if (MUTANT(EMPTY_LSE) && st.max_log2 == -INFINITY)
-            lse_log2 = INFINITY;
-        if (MUTANT(EMPTY_OUT) && st.max_log2 == -INFINITY)
-            factor = NAN;
-        if (MUTANT(MAX_SINK) && a.sink)
-            top = fmaxf(top, a.sink[head] * 1.44269504f);
-        if (MUTANT(MAX_LOG2))
-            top *= 1.44269504f;
         if (a.lse)
-            a.lse[token * a.lse_stride[0] + head * a.lse_stride[1]] = lse_log2 * unit;
+            a.lse[token * a.lse_stride[0] + head * a.lse_stride[1]] = lse_log2 * a.lse_unit;
         if (a.max_logits)
-            a.max_logits[token * a.max_stride[0] + head * a.max_stride[1]] = top * 0.693147181f;
+            a.max_logits[token * a.max_stride[0] + head * a.max_stride[1]] =
+                st.max_log2 * 0.693147181f;
     }
     *(float *)(shared + S::factors_at + 4 * row) = factor;
 }
@@ -596,15 +582,10 @@ __device__ __forceinline__ void store_out(const struct mla_sparse_any_args &args
         for (int half = 0; half < 2; half++) {
             int row = m * 16 + half * 8 + lane / 4, at = w.row0 + row;
             float factor = *(const float *)(shared + S::factors_at + 4 * row);
-#ifdef MLA_DEVICE_MUTANTS
-            float stale = __shfl_up_sync(0xFFFFFFFFu, o[m][3][2 * half] * factor, 4);
-#endif
             if (row >= w.rows)
                 continue;
             int64_t token = w.r.q_start + at / a.heads;
             int head = at % a.heads;
-            if (MUTANT_HITS(HEADS_SWAPPED, token))
-                head = head < 2 ? 1 - head : head;
             int64_t to = token * a.out_stride[0] + head * a.out_stride[1];
             if (w.r.splits > 1)
                 to = (w.r.part_row + (int64_t)w.split * w.r.query_len * a.heads + at) *
@@ -615,12 +596,6 @@ __device__ __forceinline__ void store_out(const struct mla_sparse_any_args &args
 #pragma unroll
                 for (int i = 0; i < 8; i++) {
                     x[i] = o[m][4 * h + i / 2][2 * half + i % 2] * factor;
-#ifdef MLA_DEVICE_MUTANTS
-                    if (MUTANT_HITS(COLUMN_STALE, token) && h == 0 && i == 6 && lane >= 4)
-                        x[i] = stale;
-                    if (MUTANT(LATENT_CHOPPED))
-                        x[i] = chopped(x[i]);
-#endif
                 }
                 store_eight(args, w.r.splits > 1, to + column + h * 32, x);
             }
@@ -632,89 +607,91 @@ __device__ __forceinline__ void store_out(const struct mla_sparse_any_args &args
 /* Everything that a step needs and that lives longer. */
 template <class S> struct sparse_state {
     const struct sparse_tile *t; /* in shared memory: registers are short */
-    int steps;
-    struct sparse_entry next, later; /* entries of the steps AHEAD and 2 AHEAD after this warp's */
-    int page;                        /* of next */
-    int row_token;                   /* token within the tile of the row whose softmax is shared */
-    struct row_state row;
+
+    int row_token; /* token within the tile of the row whose softmax is shared */
     float o[S::M][8][4];
-    uint4 rope; /* this thread's piece of the rope of the step after next */
-#ifdef MLA_DEVICE_MUTANTS
-    bool skipped;
-#endif
 };
 
-/* This warp's turn to work out addresses: those of step + AHEAD. */
+/* At this warp's steps: addresses of the next turn, whose entries and pages have come. */
 template <class S>
-__device__ __forceinline__ void run_ahead(const struct mla_mqa_args &a, char *shared, int step,
-                                          struct sparse_state<S> *s)
+__device__ __forceinline__ void run_ahead(const struct mla_mqa_args &a, char *shared, uint32_t smem,
+                                          int step, const struct sparse_tile &t)
 {
-    put_places<S>(a, *s->t, shared, step + AHEAD, s->next, s->page);
-    s->next = s->later;
-    s->page = fetch_page(a, s->t->w, s->next.pos);
-    s->later = fetch_entry<S>(a, *s->t, step + 3 * AHEAD);
+    if (step % AHEAD != (int)threadIdx.x / 32)
+        return;
+    int turn = step / AHEAD;
+    put_places<S>(a, t, shared, turn + 1);
+    fetch_page_id<S>(a, t, shared, smem, turn + 2);
+    fetch_entry<S>(t, smem, turn + 3);
 }
 
-/* Step i with its keys in `now`; the loads of step i + SETS - 1 go to `fresh`. */
+/* Starts the copy of a step's rope. */
+template <class S>
+__device__ __forceinline__ void copy_rope(char *shared, uint32_t smem, int step, int steps)
+{
+    if (S::ROPE && step < steps)
+        cp_async_cg_16(smem + rope_at<S>(step), rope_piece<S>(shared, step), 16);
+}
+
+/* What later steps need beside keys: rope, addresses. Then everybody's shares are there, and the rope
+ * of the next step. */
+template <class S>
+__device__ __forceinline__ void prepare_steps(const struct mla_mqa_args &a, char *shared,
+                                              uint32_t smem, int i, const struct sparse_state<S> *s)
+{
+    copy_rope<S>(shared, smem, i + 2, s->t->steps);
+    run_ahead<S>(a, shared, smem, i, *s->t);
+    cp_async_commit();
+    cp_async_wait_group<1>();
+    __syncthreads();
+}
+
+/* Softmax of a step whose shares are there. */
+template <class S, class T>
+__device__ __forceinline__ bool weigh_step(const struct mla_mqa_args &a, char *shared, int i,
+                                           struct sparse_state<S> *s)
+{
+    uint32_t bits =
+        ((const uint32_t *)(shared + S::seen_at))[i % RING * MLA_UNION_TOKENS + s->row_token];
+    if (MLA_MUTANT == 102)
+        bits = seen_keys<S>(shared, i);
+    bool moved = softmax_step<S, T>(shared, bits, a.scale_log2);
+    return moved;
+}
+
+/* Step i, whose keys are in the slots from `slot` on. Loads of the next step start as slots are
+ * free. */
 template <class S, class T>
 __device__ __forceinline__ void attend_step(const struct mla_mqa_args &a, char *shared,
-                                            uint32_t smem, int i, const struct sparse_keys &now,
-                                            struct sparse_keys *fresh, struct sparse_state<S> *s)
+                                            uint32_t smem, int i, int slot,
+                                            struct sparse_keys<S> *k,
+                                            struct sparse_state<S> *s)
 {
-    const int warp = threadIdx.x / 32, ahead = S::SETS - 1;
-    const bool any_key = seen_keys<S>(shared, i) != 0;
-    if (any_key)
-        share_scores<S, T>(shared, i, now);
-    if (i + ahead < s->steps)
-        load_keys<S>(shared, i + ahead, fresh);
-#if SPARSE_ROPE_LD
-    if (S::ROPE && i + 1 < s->steps)
-        *(uint4 *)(shared + rope_at<S>(i + 1)) = s->rope;
-    if (S::ROPE && i + 2 < s->steps)
-        s->rope = ld_global_nc_16(rope_piece<S>(shared, i + 2));
-#else
-    if (S::ROPE) {
-        if (i + 2 < s->steps)
-            cp_async_cg_16(smem + rope_at<S>(i + 2), rope_piece<S>(shared, i + 2), 16);
-        cp_async_commit();
+    const bool more = i + 1 < s->t->steps;
+    /* The whole block agrees. Branches that left some loads awaited and others not would make ptxas
+     * wait for all of them where they join. */
+    if (seen_keys<S>(shared, i) == 0) {
+        if (more)
+            load_keys<S>(shared, i + 1, slot + TILES, 0, TILES, k);
+        prepare_steps<S>(a, shared, smem, i, s);
+        return;
     }
-#endif
-    if (i % AHEAD == warp)
-        run_ahead<S>(a, shared, i, s);
-#if !SPARSE_ROPE_LD
-    if (S::ROPE)
-        cp_async_wait_group<1>(); /* rope of the next step */
-#endif
-    __syncthreads();
-    if (!any_key)
-        return; /* the whole block agrees */
-    const uint32_t bits =
-        ((const uint32_t *)(shared + S::seen_at))[i % RING * MLA_UNION_TOKENS + s->row_token];
-#ifdef MLA_DEVICE_MUTANTS
-    const int token = s->t->w.r.q_start + s->t->w.token0 + s->row_token;
-    if (s->t->first + i == 1 && MUTANT_HITS(MAX_OF_TILE, token))
-        s->row.max_log2 = -INFINITY;
-#endif
-    bool moved = softmax_step<S, T>(shared, bits, a.scale_log2, &s->row);
-#ifdef MLA_DEVICE_MUTANTS
-    if (s->t->first + i == 0 && MUTANT_HITS(V_SWAPPED, token))
-        swap_weights<S>(shared);
-    if (s->t->first + i >= 1 && moved && !s->skipped && MUTANT_HITS(RESCALE_SKIPPED, token)) {
-        s->skipped = true;
-        __syncwarp(__activemask());
-        *(float *)(shared + S::factors_at +
-                   4 * (warp * S::rows_warp + threadIdx.x % 32 / S::lanes_row)) = 1;
-    }
-#endif
-    if (__syncthreads_or(moved))
+    share_scores<S, T>(shared, i, slot, *k);
+    if (more)
+        load_keys<S>(shared, i + 1, slot + TILES, 0, S::EARLY, k);
+    prepare_steps<S>(a, shared, smem, i, s);
+    bool moved = weigh_step<S, T>(a, shared, i, s);
+    if (__syncthreads_or(moved) && MLA_MUTANT != 104)
         rescale<S>(shared, s->o);
-    add_weighted<S, T>(smem, now, s->o);
-#ifdef MLA_DEVICE_MUTANTS
-    for (int j = 0; MUTANT(ACCUMULATOR_16) && j < S::M * 32; j++) {
-        float *x = &s->o[0][0][0] + j;
-        *x = T::is_bf16 ? __uint_as_float(T::pack(*x, 0) << 16) : *x;
+#pragma unroll
+    for (int kk = 0; kk < KEYS / 16; kk++) {
+        uint32_t p[S::M][4];
+        read_weights<S>(smem, kk, p);
+        add_weighted<S, T>(p, slot + 2 * kk, *k, s->o);
+        if (more) /* to the two slots that are free now */
+            load_keys<S>(shared, i + 1, slot + TILES, min(TILES, S::EARLY + 2 * kk),
+                         min(TILES, S::EARLY + 2 * kk + 2), k);
     }
-#endif
 }
 
 /* The tile of this block; false: nothing to do. */
@@ -724,14 +701,15 @@ __device__ __forceinline__ bool find_tile(const struct mla_sparse_any_args &args
 {
     const struct mla_mqa_args &a = args.a;
     struct work *w = &t->w;
-    t->masks = NULL;
+    t->entries = NULL;
     if (S::GROUP) {
         if (!set_group(args, (int)blockIdx.x, t))
             return false;
     } else {
         int found = find_request(a, (int)blockIdx.x, (int)gridDim.x);
         set_work<S::ROWS>(a, found, (int)blockIdx.x, 0, w);
-        if (args.groups.size && args.groups.counts[group_of(args.groups.size, w->r, w->token0)] >= 0)
+        const struct mla_mqa_groups &g = args.groups;
+        if (g.size && (g.counts[group_of(g.size, w->r, w->token0)] >= 0 || MLA_MUTANT == 105))
             return false;
     }
     int steps = (w->count + KEYS - 1) / KEYS, splits = S::GROUP ? 1 : w->r.splits;
@@ -742,7 +720,7 @@ __device__ __forceinline__ bool find_tile(const struct mla_sparse_any_args &args
 }
 
 template <class S, class T>
-__global__ void __launch_bounds__(MLA_MQA_THREADS, S::M == 1 ? 2 : 1)
+__global__ void __launch_bounds__(MLA_MQA_THREADS, S::BLOCKS)
     sparse_any_kernel(const __grid_constant__ struct mla_sparse_any_args args)
 {
     const struct mla_mqa_args &a = args.a;
@@ -757,49 +735,34 @@ __global__ void __launch_bounds__(MLA_MQA_THREADS, S::M == 1 ? 2 : 1)
     if (threadIdx.x == 0)
         *(struct sparse_tile *)(shared + S::tile_at) = tile;
     s.t = (const struct sparse_tile *)(shared + S::tile_at);
-    s.steps = steps;
+
 
     /* Addresses of the first AHEAD steps; on the way, Q. */
-    struct sparse_entry e = fetch_entry<S>(a, tile, warp);
-    s.next = fetch_entry<S>(a, tile, warp + AHEAD);
-    s.later = fetch_entry<S>(a, tile, warp + 2 * AHEAD);
+#pragma unroll
+    for (int turn = 0; turn < 3; turn++)
+        fetch_entry<S>(tile, smem, turn);
+    cp_async_commit();
     place_q<S>(a, tile.w, shared);
-    put_places<S>(a, tile, shared, warp, e, fetch_page(a, tile.w, e.pos));
-    s.page = fetch_page(a, tile.w, s.next.pos);
+    cp_async_wait_all();
+    fetch_page_id<S>(a, tile, shared, smem, 0);
+    fetch_page_id<S>(a, tile, shared, smem, 1);
+    cp_async_commit();
+    cp_async_wait_all();
+    put_places<S>(a, tile, shared, 0);
     __syncthreads();
 
-    struct sparse_keys k[S::SETS];
-#pragma unroll
-    for (int i = 0; i < S::SETS - 1; i++)
-        if (i < steps)
-            load_keys<S>(shared, i, &k[i]);
-#if SPARSE_ROPE_LD
-    if (S::ROPE) {
-        if (steps > 0)
-            *(uint4 *)(shared + rope_at<S>(0)) = ld_global_nc_16(rope_piece<S>(shared, 0));
-        if (steps > 1)
-            s.rope = ld_global_nc_16(rope_piece<S>(shared, 1));
-        __syncthreads();
-    }
-#else
-    if (S::ROPE) {
-#pragma unroll
-        for (int i = 0; i < 2; i++) {
-            if (i < steps)
-                cp_async_cg_16(smem + rope_at<S>(i), rope_piece<S>(shared, i), 16);
-            cp_async_commit();
-        }
-        cp_async_wait_group<1>();
-        __syncthreads();
-    }
-#endif
+    struct sparse_keys<S> k;
+    if (steps > 0)
+        load_keys<S>(shared, 0, 0, 0, TILES, &k);
+    copy_rope<S>(shared, smem, 0, steps);
+    cp_async_commit();
+    copy_rope<S>(shared, smem, 1, steps);
+    cp_async_commit();
+    cp_async_wait_group<1>();
+    __syncthreads();
     int row = min(warp * S::rows_warp + (int)threadIdx.x % 32 / S::lanes_row, tile.w.rows - 1);
     s.row_token = S::GROUP ? row / a.heads : 0;
-    s.row.max_log2 = -INFINITY;
-    s.row.sum = 0;
-#ifdef MLA_DEVICE_MUTANTS
-    s.skipped = false;
-#endif
+    ((struct row_state *)(shared + S::state_at))[threadIdx.x] = {-INFINITY, 0};
 #pragma unroll
     for (int m = 0; m < S::M; m++)
 #pragma unroll
@@ -809,16 +772,16 @@ __global__ void __launch_bounds__(MLA_MQA_THREADS, S::M == 1 ? 2 : 1)
                 s.o[m][n][j] = 0;
 
 #pragma unroll 1
-    for (int i = 0; i < steps; i += S::SETS) {
+    for (int i = 0; i < s.t->steps; i += S::PERIOD) {
 #pragma unroll
-        for (int u = 0; u < S::SETS; u++) {
-            if (i + u >= steps)
+        for (int u = 0; u < S::PERIOD; u++) {
+            if (i + u >= s.t->steps)
                 break;
-            attend_step<S, T>(a, shared, smem, i + u, k[u], &k[(u + S::SETS - 1) % S::SETS], &s);
+            attend_step<S, T>(a, shared, smem, i + u, TILES * u, &k, &s);
         }
     }
     __syncthreads(); /* the last factors are read */
-    store_row<S>(a, s.t->w, shared, s.row);
+    store_row<S>(a, s.t->w, shared);
     __syncthreads();
     store_out<S>(args, s.t->w, shared, s.o);
 }

@@ -7,5 +7,3 @@ extern "C" struct mla_mqa_tile mla_sparse_any_tile_bf16(int rows, int rope_dim, 
     return rows == 16 ? sparse_tile_of<16, bf16>(rope_dim, group)
                       : sparse_tile_of<32, bf16>(rope_dim, group);
 }
-
-MLA_MUTANT_SETTER(sparse_mqa_bf16)

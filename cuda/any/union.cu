@@ -47,19 +47,21 @@ struct group_lists {
 
 __device__ __forceinline__ int end_of(const struct group_lists &l, int t)
 {
+    if (MLA_MUTANT == 1)
+        t = l.tokens - 1;
     return l.causal ? min(l.seq_len, l.seq_len - l.query_len + l.token0 + t + 1) : l.seq_len;
 }
 
 __device__ __forceinline__ int count_of(const struct group_lists &l, int t)
 {
-    return l.lens ? max(0, min(l.topk, l.lens[t])) : l.topk;
+    return l.lens && MLA_MUTANT != 2 ? max(0, min(l.topk, l.lens[t])) : l.topk;
 }
 
 /* Bits of the keys first … first + 32 words - 1. */
 __device__ __forceinline__ void mark_keys(const struct group_lists &l, uint32_t *bits, int words,
                                           int first)
 {
-    for (int i = threadIdx.x; i < l.tokens * words; i += THREADS)
+    for (int i = threadIdx.x; i < l.tokens * words && (MLA_MUTANT != 3 || first == 0); i += THREADS)
         bits[i] = 0;
     __syncthreads();
     for (int t = 0; t < l.tokens; t++) {
@@ -110,14 +112,14 @@ __global__ void __launch_bounds__(MLA_UNION_THREADS)
     l.list = args.indices + (int64_t)(r->q_start + l.token0) * args.indices_stride;
     l.stride = args.indices_stride;
     l.lens = args.topk_lens ? args.topk_lens + r->q_start + l.token0 : NULL;
-    int entries = 0;
+    int listed = 0;
     for (int t = 0; t < l.tokens; t++)
-        entries += count_of(l, t);
-    int most = min(g.capacity, (int)((int64_t)entries * args.most / 256));
+        listed += count_of(l, t);
+    int most = min(g.capacity, (int)((int64_t)listed * args.most / 256));
 
     uint32_t *bits = (uint32_t *)shared;
-    int32_t *keys = (int32_t *)(shared + (size_t)l.tokens * args.words * 4);
-    uint8_t *masks = (uint8_t *)(keys + g.capacity);
+    struct mla_union_entry *entries =
+        (struct mla_union_entry *)(shared + ((size_t)l.tokens * args.words * 4 + 7) / 8 * 8);
     int used = 0; /* entries so far */
     for (int first = 0; first < l.seq_len; first += args.words * 32) {
         int words = min(args.words, (l.seq_len - first + 31) / 32);
@@ -140,15 +142,13 @@ __global__ void __launch_bounds__(MLA_UNION_THREADS)
                 uint32_t mask = 0;
                 for (int t = 0; t < l.tokens; t++)
                     mask |= (bits[t * words + i] >> bit & 1) << t;
-                keys[at] = first + i * 32 + bit;
-                masks[at] = (uint8_t)mask;
+                entries[at].pos = first + i * 32 + bit;
+                entries[at].mask = MLA_MUTANT == 4 ? ~0u : mask;
                 at++;
             }
         __syncthreads();
-        for (int i = threadIdx.x; i < all; i += THREADS) {
-            g.keys[(int64_t)blockIdx.x * g.capacity + used + i] = keys[i];
-            g.masks[(int64_t)blockIdx.x * g.capacity + used + i] = masks[i];
-        }
+        for (int i = threadIdx.x; i < all; i += THREADS)
+            g.entries[(int64_t)blockIdx.x * g.capacity + used + i] = entries[i];
         __syncthreads();
         used += all;
     }
