@@ -283,6 +283,7 @@ struct model_mbarrier {
     uint64_t phase; /* completed phases */
     const struct model_fiber *init_by;
     uint32_t init_fences; /* of init_by, then */
+    uint32_t landed;      /* landings of cp.async that came before arrivals here */
     struct model_queue waiting;
     struct model_block *block;
     struct model_mbarrier *next;
@@ -371,6 +372,19 @@ void model_mbarrier_do_arrive(uint32_t bar, uint32_t count, const char *what, st
     struct model_mbarrier *m = mbarrier_at(bar, what, here);
     check_visible(m, what, here);
     arrive(m, count, what, here);
+}
+
+/* The arrival of cp.async.mbarrier.arrive.noinc. */
+void model_mbarrier_do_landed(uint32_t bar, const char *what, struct model_at here)
+{
+    mbarrier_at(bar, what, here)->landed = model_landings();
+    model_mbarrier_do_arrive(bar, 1, what, here);
+}
+
+static void hear_of_landings(const struct model_mbarrier *m)
+{
+    if (m->landed > model_self->landed)
+        model_self->landed = m->landed;
 }
 
 void model_mbarrier_do_complete_tx(uint32_t bar, uint32_t bytes, const char *what,
@@ -515,12 +529,15 @@ bool model_mbarrier_try_wait(uint32_t bar, uint32_t parity, struct model_at at)
     if (parity > 1)
         model_fail(at, "%s: parity %u, want 0 or 1", what, parity);
     struct model_mbarrier *m = mbarrier_at(bar, what, at);
-    if ((m->phase & 1) != parity)
-        return true;
-    if (!model_sleep_timed(&m->waiting, wait_name(parity), m, describe_mbarrier, at))
+    if ((m->phase & 1) == parity) {
+        if (!model_sleep_timed(&m->waiting, wait_name(parity), m, describe_mbarrier, at))
+            return false;
+        m = mbarrier_at(bar, what, at);
+    }
+    if ((m->phase & 1) == parity)
         return false;
-    m = mbarrier_at(bar, what, at);
-    return (m->phase & 1) != parity;
+    hear_of_landings(m);
+    return true;
 }
 
 void model_mbarrier_wait(uint32_t bar, uint32_t parity, struct model_at at)
@@ -535,18 +552,27 @@ void model_mbarrier_wait(uint32_t bar, uint32_t parity, struct model_at at)
         model_sleep(&m->waiting, wait_name(parity), m, describe_mbarrier, at);
         m = mbarrier_at(bar, what, at);
     }
+    hear_of_landings(m);
 }
 
 /* ------------------------------------------------------------------ registers */
 
 static struct model_queue register_queue;
 
+/* What setmaxnreg has to share out is what the block got at launch: 64512 registers for 384 threads,
+ * not the register file. */
+static int registers_at_launch(const struct model_block *block)
+{
+    int threads = (block->threads + 127) / 128 * 128, each = 65536 / threads / 8 * 8;
+    return threads * (each > 256 ? 256 : each);
+}
+
 static bool enough_registers(const struct model_block *block, const struct model_warp *warp, int n)
 {
     int all = 0;
     for (int w = 0; w < block->warps; w++)
         all += 32 * (&block->warp[w] == warp ? n : block->warp[w].registers);
-    return all <= 65536;
+    return all <= registers_at_launch(block);
 }
 
 static void describe_registers(const void *object, char *text, size_t bytes)
@@ -555,7 +581,7 @@ static void describe_registers(const void *object, char *text, size_t bytes)
     int all = 0;
     for (int w = 0; w < b->warps; w++)
         all += 32 * b->warp[w].registers;
-    snprintf(text, bytes, "(%d of 65536 registers are taken)", all);
+    snprintf(text, bytes, "(%d of %d registers are taken)", all, registers_at_launch(b));
 }
 
 void model_setmaxnreg(int registers, bool more, struct model_at at)

@@ -42,6 +42,7 @@ struct model_space {
     uint16_t *reading;    /* how many ops under way read it */
     uint16_t *writing;    /* slot of the op under way that writes it; 0 = none */
     uint32_t *writer;     /* who wrote it last without a proxy fence since (see model_fresh) */
+    uint32_t *landing;    /* if that was cp.async: its number among all that landed; else 0 */
 };
 
 enum { MODEL_WRITTEN = 1, MODEL_BARRIER = 2 };
@@ -83,6 +84,7 @@ struct model_fiber {                        /* a thread */
     int index, lane;  /* in the block, in the warp */
     const char *role; /* MLA_ROLE, or NULL */
     uint32_t fences;  /* fence.proxy.async so far */
+    uint32_t landed;  /* landings of cp.async up to here that barriers have told this thread of */
     bool exited;
     void *tensor;                        /* the tensor instructions' own; zero at start */
     struct model_group tensor_groups[4]; /* likewise, such as the loads a wait::ld waits for */
@@ -221,6 +223,8 @@ struct model_place model_place_of(uint32_t address, uint32_t bytes, uint32_t ali
                                   const char *what, struct model_at here);
 /* Effects on an mbarrier anywhere in the cluster, at once: call them from run(). */
 void model_mbarrier_do_arrive(uint32_t bar, uint32_t count, const char *what, struct model_at here);
+void model_mbarrier_do_landed(uint32_t bar, const char *what, struct model_at here);
+uint32_t model_landings(void); /* cp.async that have landed so far */
 void model_mbarrier_do_complete_tx(uint32_t bar, uint32_t bytes, const char *what,
                                    struct model_at here);
 

@@ -16,10 +16,22 @@ static uint32_t writer_tag(const struct model_fiber *f)
     return (uint32_t)(f->number + 1) << FENCE_BITS | (f->fences & ((1u << FENCE_BITS) - 1));
 }
 
-/* NULL if a fence came since, else who. */
-static const struct model_fiber *unfenced(uint32_t tag)
+/* Bytes of cp.async may also be fenced by a thread that was told, by cp.async.mbarrier.arrive, that
+ * they have landed. Landings are numbered; up to which one have such threads fenced? */
+static uint32_t landings, fenced_landings;
+
+uint32_t model_landings(void)
 {
+    return landings;
+}
+
+/* NULL if a fence came since, else who. */
+static const struct model_fiber *unfenced(const struct model_space *s, uint32_t at)
+{
+    uint32_t tag = s->writer[at];
     const struct model_fiber *f = tag ? model_fiber_of((int)(tag >> FENCE_BITS) - 1) : NULL;
+    if (s->landing[at] && s->landing[at] <= fenced_landings)
+        return NULL;
     return f && writer_tag(f) == tag ? f : NULL;
 }
 
@@ -44,6 +56,7 @@ void model_space_open(struct model_space *space, const char *name, struct model_
     space->reading = (uint16_t *)must(calloc(bytes + 1, 2));
     space->writing = (uint16_t *)must(calloc(bytes + 1, 2));
     space->writer = (uint32_t *)must(calloc(bytes + 1, 4));
+    space->landing = (uint32_t *)must(calloc(bytes + 1, 4));
     model_space_reset(space);
 }
 
@@ -55,6 +68,7 @@ void model_space_reset(struct model_space *space)
     memset(space->reading, 0, 2 * (size_t)space->bytes);
     memset(space->writing, 0, 2 * (size_t)space->bytes);
     memset(space->writer, 0, 4 * (size_t)space->bytes);
+    memset(space->landing, 0, 4 * (size_t)space->bytes);
 }
 
 void model_space_close(struct model_space *space)
@@ -64,6 +78,7 @@ void model_space_close(struct model_space *space)
     free(space->reading);
     free(space->writing);
     free(space->writer);
+    free(space->landing);
     *space = (struct model_space){};
 }
 
@@ -172,7 +187,7 @@ void model_marks_check(struct model_op *op)
         if (!op->async_proxy || !any32(s->writer + r->at, r->bytes))
             continue;
         for (uint32_t b = 0; b < r->bytes; b++) {
-            const struct model_fiber *f = unfenced(s->writer[r->at + b]);
+            const struct model_fiber *f = unfenced(s, r->at + b);
             char who[160];
             if (f) {
                 model_describe_fiber(f, who, sizeof who);
@@ -217,10 +232,13 @@ void model_marks_clear(struct model_op *op)
             if (s->writing[r->at + b] == op->slot)
                 s->writing[r->at + b] = 0;
         memset(s->known + r->at, MODEL_WRITTEN, r->bytes);
-        /* What a thread's cp.async wrote needs the thread's fence, as its own writes do. */
+        /* What a thread's cp.async wrote needs a fence, as its own writes do. */
         uint32_t tag = op->async_proxy ? 0 : writer_tag(op->issuer);
-        for (uint32_t b = 0; b < r->bytes; b++)
+        uint32_t landing = op->async_proxy ? 0 : ++landings;
+        for (uint32_t b = 0; b < r->bytes; b++) {
             s->writer[r->at + b] = tag;
+            s->landing[r->at + b] = landing;
+        }
     }
 }
 
@@ -262,6 +280,7 @@ void model_check_write(struct model_space *space, uint32_t at, uint32_t bytes, c
                        space->name);
         space->known[at + i] = MODEL_WRITTEN;
         space->writer[at + i] = tag;
+        space->landing[at + i] = 0;
     }
 }
 
@@ -389,6 +408,7 @@ void model_st_shared_cluster(uint32_t address, const void *value, uint32_t bytes
 void model_fence_proxy_async(struct model_at)
 {
     model_self->fences++;
+    fenced_landings = model_self->landed > fenced_landings ? model_self->landed : fenced_landings;
 }
 
 /* ------------------------------------------------------------------ cp.async */
@@ -509,7 +529,7 @@ struct landed {
 
 static void run_landed(struct model_op *op)
 {
-    model_mbarrier_do_arrive(((const struct landed *)op->data)->bar, 1,
+    model_mbarrier_do_landed(((const struct landed *)op->data)->bar,
                              "cp.async.mbarrier.arrive.noinc", op->at);
 }
 

@@ -13,11 +13,8 @@
 #include <stdio.h>
 
 enum {
-    TILE_ONE,     /* a block, 64 heads */
-    TILE_CLUSTER, /* two blocks, 128 heads of one token */
-    TILES,
     SMS = 132, /* a request with as many tiles needs no splits */
-    LEAST_KEYS = 1024,
+    LEAST_KEYS = 256,
     MOST_SPLITS = 64
 };
 
@@ -43,8 +40,7 @@ static struct mla_mqa_cut cut(const struct mla_job *job, const struct mla_reques
 {
     const mla_problem *p = job->problem;
     int64_t heads = MLA_SPARSE_SM90_HEADS, steps;
-    struct mla_mqa_cut c = {.tile = p->heads_q > heads ? TILE_CLUSTER : TILE_ONE};
-    heads *= c.tile == TILE_CLUSTER ? 2 : 1;
+    struct mla_mqa_cut c = {.tile = 0};
     c.tiles = r->query_len * ((p->heads_q + heads - 1) / heads);
     if (c.tiles == 0)
         return c;
@@ -62,9 +58,9 @@ static struct mla_mqa_cut cut(const struct mla_job *job, const struct mla_reques
 
 static struct mla_mqa_tile tile(const mla_problem *p, int index)
 {
-    int rope = (int)p->qk_rope_dim, cluster = index == TILE_CLUSTER ? 2 : 1;
-    return p->q_dtype == MLA_BF16 ? mla_sparse_sm90_tile_bf16(rope, cluster)
-                                  : mla_sparse_sm90_tile_f16(rope, cluster);
+    (void)index;
+    return p->q_dtype == MLA_BF16 ? mla_sparse_sm90_tile_bf16((int)p->qk_rope_dim)
+                                  : mla_sparse_sm90_tile_f16((int)p->qk_rope_dim);
 }
 
 static mla_status launch(const struct mla_job *job, const struct mla_mqa_tile *tile,
@@ -95,13 +91,12 @@ static mla_status launch(const struct mla_job *job, const struct mla_mqa_tile *t
     if (status != MLA_OK)
         return status;
     MLA_CUDA(cudaDeviceGetAttribute(&sms, cudaDevAttrMultiProcessorCount, job->context->device));
-    int64_t most = sms / tile->cluster;
-    return mla_mqa_launch_grid(tile, &g, launch->blocks < most ? launch->blocks : most, stream);
+    return mla_mqa_launch_grid(tile, &g, launch->blocks < sms ? launch->blocks : sms, stream);
 }
 
 static const struct mla_mqa_engine engine = {
     .name = "sparse_mqa_prefill_sm90",
-    .num_tiles = TILES,
+    .num_tiles = 1,
     .supports = supports,
     .cut = cut,
     .tile = tile,

@@ -53,9 +53,10 @@
 #include "any/mqa_work.cuh"
 #include "element.cuh"
 #include "ptx/barrier.cuh"
-#include "ptx/cluster.cuh"
+#include "ptx/cp_async.cuh"
 #include "ptx/launch.cuh"
 #include "ptx/mbarrier.cuh"
+#include "ptx/opaque.cuh"
 #include "ptx/shared.cuh"
 #include "ptx/tma.cuh"
 #include "ptx/warp.cuh"
@@ -64,15 +65,21 @@
 #include "sparse_mqa_prefill.h"
 #include "warpgroup.cuh"
 
-static const int SPARSE_THREADS = 384, KEYS = MLA_SPARSE_SM90_KEYS, HEADS = MLA_SPARSE_SM90_HEADS;
-static const int GATHER_REGISTERS = 120, MATH_REGISTERS = 192;
-static_assert((GATHER_REGISTERS + 2 * MATH_REGISTERS) * 128 <= 65536, "register file");
+#ifndef SPARSE_ORDER
+#define SPARSE_ORDER 0
+#endif
+#ifndef SPARSE_PFIRST
+#define SPARSE_PFIRST 0
+#endif
 
-template <int ROPE_, int CLUSTER_> struct sparse_shape {
-    static const int ROPE = ROPE_, CLUSTER = CLUSTER_, STAGES = 2;
-    static const int TILES = (MLA_MQA_LATENT + ROPE) / 64;
-    /* A group is 16 keys, four of each gather warp: two register sets of them take turns. */
-    static const int GROUPS = KEYS / 16 / CLUSTER;
+static const int SPARSE_THREADS = 384, KEYS = MLA_SPARSE_SM90_KEYS, HEADS = MLA_SPARSE_SM90_HEADS;
+static const int GATHER_REGISTERS = 72, MATH_REGISTERS = 216;
+static_assert(GATHER_REGISTERS + 2 * MATH_REGISTERS <= 3 * 168, "what the launch gives a block");
+
+template <int ROPE_> struct sparse_shape {
+    static const int ROPE = ROPE_, STAGES = 2, TILES = (MLA_MQA_LATENT + ROPE) / 64;
+    static const int GATHER = 4,
+                     ROWS = KEYS / (4 * GATHER); /* warps; keys of each thread of them */
     static const u32 tile_bytes = KEYS * 128;
     static const u32 stage_bytes = 9 * tile_bytes; /* the ninth also without rope: P */
     static const u32 q_bytes = TILES * HEADS * 128;
@@ -80,14 +87,13 @@ template <int ROPE_, int CLUSTER_> struct sparse_shape {
     static const u32 tops_at = k_at + STAGES * stage_bytes;     /* [stage][row], floats */
     static const u32 factors_at = tops_at + STAGES * HEADS * 4; /* [stage][row], floats */
     static const u32 sums_at = factors_at + STAGES * HEADS * 4; /* [slot][warpgroup][row] */
-    static const u32 valid_at = sums_at + 4 * HEADS * 4;        /* [stage][16]: a word, 4 keys */
-    static const u32 works_at = valid_at + STAGES * 64;         /* 48 bytes each */
+    static const u32 seen_at = sums_at + 4 * HEADS * 4;         /* [stage][gather warp], words */
+    static const u32 works_at = seen_at + STAGES * 16;          /* 48 bytes each */
     static const u32 work_full = works_at + 2 * 48, work_free = work_full + 16,
-                     k_full = work_free + 16, k_free = k_full + 8 * STAGES,
-                     p_full = k_free + 8 * STAGES, q_full = p_full + 8 * STAGES,
-                     q_free = q_full + 8, shared_bytes = q_free + 8;
+                     k_full = work_free + 16, /* [stage][half], as the next */
+        k_free = k_full + 16 * STAGES, seen = k_free + 16 * STAGES, p_full = seen + 8 * STAGES,
+                     q_full = p_full + 8 * STAGES, q_free = q_full + 8, shared_bytes = q_free + 8;
     static_assert(ROPE == 0 || ROPE == 64, "rope 0 or 64");
-    static_assert(GROUPS % 2 == 0, "two register sets take turns");
     static_assert(shared_bytes <= 232448, "227 KB of shared memory a block");
 };
 
@@ -109,9 +115,8 @@ struct sparse_work {
 };
 
 /* The work, and a note of it for the consumers where note is not 0. */
-template <class S>
 __device__ __forceinline__ struct sparse_work find_sparse_work(const struct mla_mqa_args &a,
-                                                               int index, int rank, u32 note)
+                                                               int index, u32 note)
 {
     int low = 0, high = a.num_requests - 1;
     while (low < high) { /* the last request that begins at or before this work */
@@ -122,7 +127,7 @@ __device__ __forceinline__ struct sparse_work find_sparse_work(const struct mla_
             high = middle - 1;
     }
     const struct mla_mqa_request *r = &a.requests[low];
-    const int tiles = (a.heads + S::CLUSTER * HEADS - 1) / (S::CLUSTER * HEADS);
+    const int tiles = (a.heads + HEADS - 1) / (HEADS);
     int local = index - r->first_block, split = local % r->splits, t = local / r->splits;
     int in_request = t / tiles, token = r->q_start + in_request, seq_len = r->seq_len_kv;
     if (a.seq_lens_kv)
@@ -138,7 +143,7 @@ __device__ __forceinline__ struct sparse_work find_sparse_work(const struct mla_
     w.list = a.indices + token * a.indices_stride + first * KEYS;
     w.count = min(w.count, last * KEYS) - first * KEYS;
     if (note) {
-        int head0 = (t % tiles * S::CLUSTER + rank) * HEADS;
+        int head0 = t % tiles * HEADS;
         int64_t part = ((int64_t)split * r->query_len + in_request) * a.heads + head0;
         st_shared(note, w.steps);
         st_shared(note + 4, head0);
@@ -150,108 +155,40 @@ __device__ __forceinline__ struct sparse_work find_sparse_work(const struct mla_
     return w;
 }
 
-/* This lane's key of group n, counted from the start of the work: its place in the list. */
-template <class S> __device__ __forceinline__ int key_in_block(int group, int rank)
-{
-    return rank * (KEYS / S::CLUSTER) + group % S::GROUPS * 16 + (int)(threadIdx.x / 32 % 4) * 4 +
-           (int)(threadIdx.x % 32) / 8;
-}
-
+/* Copies a half of a stage's tiles: those of the warpgroup that owns it, or the others and rope.
+ * from: this thread's pieces of its rows; rows in `there` are zeros elsewhere. */
 template <class S>
-__device__ __forceinline__ int fetch_position(const struct sparse_work &w, int group, int rank)
+__device__ __forceinline__ void copy_half(u32 smem, u32 to, u32 stage, u32 half,
+                                          const char *const (&data)[S::ROWS],
+                                          const char *const (&rope)[S::ROWS], u32 there)
 {
-    int j = group / S::GROUPS * KEYS + key_in_block<S>(group, rank);
-    int pos = j < w.count ? w.list[j] : -1;
-    return pos < w.end ? pos : -1;
-}
-
-__device__ __forceinline__ int fetch_page_of(const struct mla_mqa_cache &c,
-                                             const struct sparse_work &w, int pos)
-{
-    if (pos < 0 || !w.pages)
-        return pos < 0 ? -1 : 0;
-    int column = page_column(&c, pos);
-    int page = column < c.max_pages ? w.pages[column] : -1;
-    return page < c.num_pages ? page : -1;
-}
-
-/* Nine pieces of a row, 128 bytes apart: eight of the latent part and one of rope. */
-struct row_pieces {
-    uint4 v[9];
-    bool valid;
-};
-
-template <class S>
-__device__ __forceinline__ void load_row(const struct mla_mqa_cache &c, const struct sparse_work &w,
-                                         int pos, int page, struct row_pieces *r)
-{
-    const int at = (int)(threadIdx.x % 8) * 16;
-    r->valid = page >= 0;
-    if (r->valid) {
-        struct row_place place = place_row(&c, w.kv_start, pos, page);
-        const char *data = c.data + place.data + at, *rope = c.rope + place.other + at;
+    const u32 tile0 = (stage ^ half) * 4;
+    const u32 at = opaque(to + stage * S::stage_bytes + tile0 * S::tile_bytes);
+    const u32 rope_at = opaque(to + stage * S::stage_bytes + 8 * S::tile_bytes);
 #pragma unroll
-        for (int i = 0; i < 8; i++)
-            r->v[i] = *(const uint4 *)(data + i * 128);
-        if (S::ROPE)
-            r->v[8] = *(const uint4 *)rope;
-    } else {
+    for (int i = 0; i < S::ROWS; i++) {
+        const u32 bytes = there >> i & 1 ? 16 : 0;
+        const char *from = opaque(data[i] + tile0 * 128);
 #pragma unroll
-        for (int i = 0; i < 9; i++)
-            r->v[i] = make_uint4(0, 0, 0, 0);
+        for (int tile = 0; tile < 4; tile++)
+            cp_async_cg_16(at + i * 2048 + tile * S::tile_bytes, from + tile * 128, bytes);
+        if (S::ROPE && half)
+            cp_async_cg_16(rope_at + i * 2048, rope[i], bytes);
     }
-}
-
-/* A group's rows to a stage, of both blocks of a cluster (other: shared memory of the other
- * one). */
-template <class S>
-__device__ __forceinline__ void store_row(u32 smem, u32 other, u32 stage, int group, int rank,
-                                          const struct row_pieces &r)
-{
-    const int key = key_in_block<S>(group, rank), part = threadIdx.x % 8;
-    const u32 at = S::k_at + stage * S::stage_bytes + key * 128 + ((part ^ (key & 7)) << 4);
-#pragma unroll
-    for (int i = 0; i < S::TILES; i++) {
-        st_shared(smem + at + i * S::tile_bytes, r.v[i]);
-        if (S::CLUSTER == 2)
-            st_shared_cluster(other + at + i * S::tile_bytes, r.v[i]);
-    }
-    u32 lanes = __ballot_sync(~0u, r.valid);
-    if (threadIdx.x % 32 == 0) {
-        u32 four = (lanes & 1) | (lanes >> 7 & 2) | (lanes >> 14 & 4) | (lanes >> 21 & 8);
-        u32 word = S::valid_at + stage * 64 + (key / 4) * 4;
-        st_shared(smem + word, four);
-        if (S::CLUSTER == 2)
-            st_shared_cluster(other + word, four);
-    }
-}
-
-template <class S>
-__device__ __forceinline__ void load_sparse_q(const struct mla_sparse_sm90_args &args, u32 smem,
-                                              u32 note, u32 phase)
-{
-    mbarrier_wait(smem + S::q_free, phase ^ 1);
-    if (elect_one()) {
-        const int head0 = ld_shared<int>(note + 4), token = ld_shared<int>(note + 12);
-        mbarrier_arrive_expect_tx(smem + S::q_full, S::q_bytes);
-#pragma unroll
-        for (int i = 0; i < S::TILES; i++)
-            tma_load_3d(smem + i * HEADS * 128, &args.q, smem + S::q_full, i * 64, head0, token);
-    }
-    __syncwarp();
+    cp_async_mbarrier_arrive_noinc(smem + S::k_full + stage * 16 + half * 8);
 }
 
 template <class S>
 __device__ __forceinline__ void gather_works(const struct mla_sparse_sm90_args &args, u32 smem)
 {
     const struct mla_mqa_args &a = args.a;
-    const int rank = S::CLUSTER == 2 ? (int)cluster_ctarank() : 0;
-    const u32 other = S::CLUSTER == 2 ? mapa(smem, rank ^ 1) : 0;
-    const int warp = threadIdx.x / 32;
-    /* Counts of works, of works with keys and of blocks of keys, from which slots, stages and
-     * phases follow: registers are short here. */
-    u32 works = 0, loads = 0, blocks = 0;
-    for (int index = blockIdx.x / S::CLUSTER;; index += gridDim.x / S::CLUSTER) {
+    const struct mla_mqa_cache &c = a.cache;
+    /* Eight threads a row: key 16 i + sub of a block, pieces part, part + 8, ... */
+    const u32 lane = opaque((u32)threadIdx.x), sub = lane / 8, part = lane % 8, warp = lane / 32;
+    const u32 to = opaque(smem + S::k_at + sub * 128 + ((part ^ (sub & 7)) << 4));
+    const bool joined = c.rope - c.data == 1024 && (c.page_size || c.rope_row_bytes == c.row_bytes);
+    u32 works = 0, blocks = 0;
+    for (int index = blockIdx.x;; index += gridDim.x) {
         const bool stop = index >= args.works;
         const u32 note = smem + S::works_at + (works & 1) * 48;
         struct sparse_work w;
@@ -261,7 +198,7 @@ __device__ __forceinline__ void gather_works(const struct mla_sparse_sm90_args &
             writes = elect_one();
         }
         if (!stop)
-            w = find_sparse_work<S>(a, index, rank, writes ? note : 0);
+            w = find_sparse_work(a, index, writes ? note : 0);
         else if (writes)
             st_shared(note, -1);
         __syncwarp();
@@ -269,56 +206,107 @@ __device__ __forceinline__ void gather_works(const struct mla_sparse_sm90_args &
             mbarrier_arrive(smem + S::work_full + (works & 1) * 8);
         works++;
         if (stop)
-            break;
-        if (w.steps == 0)
-            continue;
-        /* Positions are fetched two groups ahead of the rows, page ids one. */
-        struct row_pieces rows[2];
-        int pos = fetch_position<S>(w, 0, rank), ahead = fetch_position<S>(w, 1, rank);
-        int page = fetch_page_of(a.cache, w, pos);
-#pragma unroll
-        for (int i = 0; i < 2; i++) {
-            load_row<S>(a.cache, w, pos, page, &rows[i]);
-            pos = ahead;
-            page = fetch_page_of(a.cache, w, pos);
-            ahead = fetch_position<S>(w, i + 2, rank);
+            return;
+        const int32_t *list = w.list + sub;
+        const char *base = c.data + part * 16, *rope_base = c.rope + part * 16;
+        if (!w.pages) {
+            base += (int64_t)w.kv_start * c.row_bytes;
+            rope_base += (int64_t)w.kv_start * c.rope_row_bytes;
         }
-        if (warp == 0)
-            load_sparse_q<S>(args, smem, note, loads & 1);
-        loads++;
-#pragma unroll 1
-        for (int step = 0; step < w.steps; step++) {
-            mbarrier_wait(smem + S::k_free + (blocks & 1) * 8, (blocks >> 1 & 1) ^ 1);
-#pragma unroll 1
-            for (int pair = 0; pair < S::GROUPS; pair += 2) {
+        /* Entries of the list are fetched two blocks ahead of the rows, page ids one. Nothing waits
+         * for them where they are fetched. */
+        int pos[S::ROWS], page[S::ROWS], ahead[S::ROWS];
+        auto fetch_entries = [&](int step) __attribute__((always_inline))
+        {
+            const int left = w.count - step * KEYS - (int)sub;
 #pragma unroll
-                for (int i = 0; i < 2; i++) {
-                    int group = step * S::GROUPS + pair + i;
-                    store_row<S>(smem, other, (blocks & 1), pair + i, rank, rows[i]);
-                    load_row<S>(a.cache, w, pos, page, &rows[i]);
-                    pos = ahead;
-                    page = fetch_page_of(a.cache, w, pos);
-                    ahead = fetch_position<S>(w, group + 4, rank);
+            for (int i = 0; i < S::ROWS; i++)
+                ahead[i] = i * 16 < left ? list[step * KEYS + i * 16] : -1;
+        };
+        auto fetch_pages = [&]() __attribute__((always_inline))
+        {
+#pragma unroll
+            for (int i = 0; i < S::ROWS; i++) {
+                pos[i] = ahead[i] < w.end ? ahead[i] : -1;
+                page[i] = pos[i];
+            }
+            if (w.pages) {
+#pragma unroll
+                for (int i = 0; i < S::ROWS; i++) {
+                    const int column = page_column(&c, pos[i]);
+                    page[i] = pos[i] >= 0 && column < c.max_pages ? w.pages[column] : -1;
                 }
             }
-            if (MLA_MUTANT != 1) {
-                if (S::CLUSTER == 2)
-                    fence_proxy_async_cluster();
-                else
-                    fence_proxy_async();
+        };
+        fetch_entries(0);
+        fetch_pages();
+        fetch_entries(1);
+#pragma unroll 1
+        for (int step = 0; step < w.steps; step++, blocks++) {
+            const u32 stage = blocks & 1, phase = (blocks >> 1 & 1) ^ 1;
+            const char *data[S::ROWS], *rope[S::ROWS];
+            u32 there = 0;
+#pragma unroll
+            for (int i = 0; i < S::ROWS; i++) {
+                const bool see = page[i] >= 0 && (!w.pages || page[i] < c.num_pages);
+                u32 slot = (u32)pos[i];
+                int64_t at = 0;
+                if (w.pages) {
+                    slot -= (u32)(page_column(&c, pos[i]) * c.page_size);
+                    at = page[i] * c.page_bytes;
+                }
+                data[i] = base + (at + slot * c.row_bytes);
+                rope[i] =
+                    joined ? data[i] + 1024
+                           : rope_base + (at + slot * (w.pages ? c.row_bytes : c.rope_row_bytes));
+                if (!see) /* nothing is read, but let the address be one of the cache */
+                    data[i] = base, rope[i] = rope_base;
+                data[i] = opaque(data[i]);
+                rope[i] = opaque(rope[i]);
+                there |= (u32)see << i;
             }
-            release(smem + S::k_full + (blocks & 1) * 8);
-            if (S::CLUSTER == 2 && elect_one())
-                mbarrier_arrive_cluster(other + S::k_full + (blocks & 1) * 8);
-            __syncwarp();
-            blocks++;
+            mbarrier_wait(smem + S::k_free + stage * 16, phase);
+            copy_half<S>(smem, to, stage, 0, data, rope, there);
+            fetch_pages();
+            fetch_entries(step + 2);
+            u32 seen = 0; /* four keys a number i */
+#pragma unroll
+            for (int i = 0; i < S::ROWS; i++) {
+                u32 lanes = __ballot_sync(~0u, there >> i & 1);
+                seen |= ((lanes & 1) | (lanes >> 7 & 2) | (lanes >> 14 & 4) | (lanes >> 21 & 8))
+                        << 4 * i;
+            }
+            if (lane % 32 == 0)
+                st_shared(smem + S::seen_at + stage * 16 + warp * 4, seen);
+            release(smem + S::seen + stage * 8);
+            mbarrier_wait(smem + S::k_free + stage * 16 + 8, phase);
+            copy_half<S>(smem, to, stage, 1, data, rope, there);
         }
     }
-    /* Arrivals of the other block are on their way until the stages are free again. */
-    for (u32 back = 1; back <= 2 && back <= blocks; back++) {
-        u32 block = blocks - back;
-        mbarrier_wait(smem + S::k_free + (block & 1) * 8, block >> 1 & 1);
+}
+
+/* ------------------------------------------------------------------- helpers */
+
+/* The queries of the work in a slot of notes, if there is one; by a warp. */
+template <class S>
+__device__ __forceinline__ void load_queries(const struct mla_sparse_sm90_args &args, u32 smem,
+                                             struct ring<2> slot, u32 *phase)
+{
+    const u32 note = smem + S::works_at + slot.stage * 48;
+    mbarrier_wait(smem + S::work_full + slot.stage * 8, slot.phase);
+    if (ld_shared<int>(note) <= 0)
+        return;
+    mbarrier_wait(smem + S::q_free, *phase ^ 1);
+    *phase ^= 1;
+    if (elect_one()) {
+        const int head0 = ld_shared<int>(note + 4), token = ld_shared<int>(note + 12);
+        mbarrier_arrive_expect_tx(smem + S::q_full, S::q_bytes);
+#pragma unroll
+        for (int i = 0; i < S::TILES; i++)
+            tma_load_3d(smem + i * HEADS * 128, &args.q, smem + S::q_full, i * 64, head0, token,
+                        L2_EVICT_FIRST);
     }
+    __syncwarp();
 }
 
 /* ------------------------------------------------------------------- scores */
@@ -330,45 +318,73 @@ template <class S> __device__ __forceinline__ struct sparse_note read_note(u32 s
             ld_shared<int>(note + 12), ld_shared<int>(note + 16), ld_shared<int64_t>(note + 24)};
 }
 
-/* Issues S = Q·K^T of a stage. */
-template <class T, class S>
-__device__ __forceinline__ void issue_block_scores(float (&s)[KEYS / 2], u32 smem, u32 stage)
+/* Half of a stage's keys have come. */
+template <class S>
+__device__ __forceinline__ void wait_keys(u32 smem, u32 stage, int half, u32 phase)
 {
-    const u64 a = wgmma_desc(smem, 16, 1024, 128);
-    const u64 b = wgmma_desc(smem + S::k_at + stage * S::stage_bytes, 16, 1024, 128);
+    mbarrier_wait(smem + S::k_full + stage * 16 + half * 8, phase);
+    if (MLA_MUTANT != 1)
+        fence_proxy_async();
+}
+
+/* Issues S (+)= Q·K^T of half of this warpgroup's stage: its own columns, then the rest. */
+template <class T, class S>
+__device__ __forceinline__ void issue_half_scores(float (&s)[KEYS / 2], u32 smem, u32 wg, int half)
+{
+    const u32 tile0 = (wg ^ half) * 4;
+    const u64 a = wgmma_desc(smem + tile0 * (HEADS * 128), 16, 1024, 128);
+    const u64 b =
+        wgmma_desc(smem + S::k_at + wg * S::stage_bytes + tile0 * S::tile_bytes, 16, 1024, 128);
     wgmma_fence();
 #pragma unroll
-    for (int i = 0; i < S::TILES * 4; i++)
+    for (int i = 0; i < 16; i++)
         wgmma_ss<T, KEYS>(s, desc_advance(a, i / 4 * (HEADS * 128) + i % 4 * 32),
-                          desc_advance(b, i / 4 * S::tile_bytes + i % 4 * 32), i > 0);
+                          desc_advance(b, i / 4 * S::tile_bytes + i % 4 * 32), half || i > 0);
+    if (half && S::ROPE) {
+        const u64 qr = wgmma_desc(smem + 8 * (HEADS * 128), 16, 1024, 128);
+        const u64 kr =
+            wgmma_desc(smem + S::k_at + wg * S::stage_bytes + 8 * S::tile_bytes, 16, 1024, 128);
+#pragma unroll
+        for (int i = 0; i < 4; i++)
+            wgmma_ss<T, KEYS>(s, desc_advance(qr, i * 32), desc_advance(kr, i * 32), true);
+    }
     wgmma_commit();
 }
 
 /* What a lane knows of its two rows: of the block before this one, and its own sum of weights. */
 struct sparse_rows {
     float top[2], factor[2], sum[2];
+    u32 phase; /* of this warpgroup's stage */
 };
 
-/* Softmax of a stage's scores; P, the largest scores and the factors of what was summed before go
- * to the stage. r->top is that of the block before, r->factor its factor. */
+/* Softmax of this warpgroup's stage. P goes to p and, for the other warpgroup, to the stage, as do
+ * the largest scores and the factors of what was summed before. r->top is that of the block before,
+ * r->factor its factor. */
 template <class T, class S>
-__device__ __forceinline__ void weigh_block(float (&s)[KEYS / 2], u32 smem, u32 stage, int wg,
-                                            int row, float scale, struct sparse_rows *r)
+__device__ __forceinline__ void weigh_block(float (&s)[KEYS / 2], u32 (&p)[KEYS / 16][4], u32 smem,
+                                            u32 wg, float scale, struct sparse_rows *r)
 {
     const int t = threadIdx.x & 3;
-    const u32 valid = smem + S::valid_at + stage * 64 + (t >> 1) * 4;
-    const u32 p = smem + S::k_at + stage * S::stage_bytes + S::p_in_stage;
+    const u32 seen = smem + S::seen_at + wg * 16 + (t >> 1) * 4;
+    mbarrier_wait(smem + S::seen + wg * 8, r->phase);
+    /* Bits of keys 16 n + 2 t, + 1: 4 n, + 1 of words[0]; of keys 16 n + 8 + 2 t those of words[1]. */
+    u32 words[2] = {ld_shared<u32>(seen), ld_shared<u32>(seen + 8)};
+    words[0] >>= 2 * (t & 1);
+    words[1] >>= 2 * (t & 1);
+    if (scale <= 0) { /* so that the largest is the largest */
 #pragma unroll
-    for (int i = 0; i < KEYS / 8; i++) {
-        u32 bits = ld_shared<u32>(valid + i * 8) >> 2 * (t & 1);
-#pragma unroll
-        for (int e = 0; e < 4; e++)
-            s[4 * i + e] =
-                bits & 1u << (e & 1) || MLA_MUTANT == 5 ? s[4 * i + e] * scale : -INFINITY;
+        for (int i = 0; i < KEYS / 2; i++)
+            s[i] = scale == 0 ? 0 : -s[i];
+        scale = scale == 0 ? 1 : -scale;
     }
-    /* P goes where keys' rope was: all four warps' scores are done. */
-    if (MLA_MUTANT != 4)
-        bar_sync(2 + wg, 128);
+    if (__any_sync(~0u, (words[0] & words[1] & 0x3333) != 0x3333) && MLA_MUTANT != 5) {
+#pragma unroll
+        for (int i = 0; i < KEYS / 8; i++)
+#pragma unroll
+            for (int e = 0; e < 4; e++)
+                if (!(words[i & 1] >> (i / 2 * 4 + (e & 1)) & 1))
+                    s[4 * i + e] = -INFINITY;
+    }
 #pragma unroll
     for (int half = 0; half < 2; half++) {
         float best[2] = {s[half * 2], s[half * 2 + 1]};
@@ -381,31 +397,48 @@ __device__ __forceinline__ void weigh_block(float (&s)[KEYS / 2], u32 smem, u32 
         best[0] = fmaxf(best[0], __shfl_xor_sync(~0u, best[0], 1));
         best[0] = fmaxf(best[0], __shfl_xor_sync(~0u, best[0], 2));
         float before = r->top[half];
-        r->top[half] = fmaxf(before, best[0]);
+        r->top[half] = fmaxf(before, best[0] * scale);
         /* -inf before the first key: any finite reference gives weights 0. */
         float reference = r->top[half] == -INFINITY ? 0 : r->top[half];
         float factor = r->top[half] == before ? 1 : ex2_approx_ftz(before - reference);
         float total[2] = {0, 0};
 #pragma unroll
         for (int i = 0; i < KEYS / 8; i++) {
-            float x = ex2_approx_ftz(s[4 * i + half * 2] - reference);
-            float y = ex2_approx_ftz(s[4 * i + half * 2 + 1] - reference);
+            float x = ex2_approx_ftz(fmaf(s[4 * i + half * 2], scale, -reference));
+            float y = ex2_approx_ftz(fmaf(s[4 * i + half * 2 + 1], scale, -reference));
             total[0] += x;
             total[1] += y;
-            u32 at = (u32)((row + half * 8) * 128) + ((u32)(i ^ (row & 7)) << 4) + t * 4;
-            st_shared(p + at, T::pack(x, y));
+            p[i / 2][i % 2 * 2 + half] = T::pack(x, y);
         }
         r->sum[half] = fmaf(r->sum[half], r->factor[half] * factor, total[0] + total[1]);
         r->factor[half] = factor;
+    }
+}
+
+/* P goes to the other warpgroup, with the largest scores and factors. */
+template <class S>
+__device__ __forceinline__ void publish_block(const u32 (&p)[KEYS / 16][4], u32 smem, u32 wg,
+                                              int row, const struct sparse_rows &r)
+{
+    const int t = threadIdx.x & 3;
+    /* P goes where keys' rope was: all four warps' scores are done. */
+    if (MLA_MUTANT != 4)
+        bar_sync(2 + wg, 128);
+    const u32 to = smem + S::k_at + wg * S::stage_bytes + S::p_in_stage + row * 128 + t * 4;
+#pragma unroll
+    for (int half = 0; half < 2; half++) {
+#pragma unroll
+        for (int i = 0; i < KEYS / 8; i++)
+            st_shared(to + half * 1024 + ((u32)(i ^ (row & 7)) << 4), p[i / 2][i % 2 * 2 + half]);
         if (t == 0) {
-            u32 at = (stage * HEADS + row + half * 8) * 4;
-            st_shared(smem + S::tops_at + at, r->top[half]);
-            st_shared(smem + S::factors_at + at, MLA_MUTANT == 2 ? 1.0f : factor);
+            u32 at = (wg * HEADS + row + half * 8) * 4;
+            st_shared(smem + S::tops_at + at, r.top[half]);
+            st_shared(smem + S::factors_at + at, MLA_MUTANT == 2 ? 1.0f : r.factor[half]);
         }
     }
     if (MLA_MUTANT != 3)
         fence_proxy_async();
-    release(smem + S::p_full + stage * 8);
+    release(smem + S::p_full + wg * 8);
 }
 
 /* ------------------------------------------------------------------- output */
@@ -419,13 +452,20 @@ __device__ __forceinline__ void rescale(float (&o)[128], const float (&factor)[2
     }
 }
 
-/* Issues O += P·V of a stage, this warpgroup's columns; V lies [key][column]: transposed. */
-template <class T, class S>
-__device__ __forceinline__ void issue_block_values(float (&o)[128], u32 smem, u32 stage, int wg)
+/* This warpgroup's columns of V in a stage; V lies [key][column]: transposed. */
+template <class S> __device__ __forceinline__ u64 values_desc(u32 smem, u32 stage, u32 wg)
 {
-    const u32 at = smem + S::k_at + stage * S::stage_bytes;
-    const u64 a = wgmma_desc(at + S::p_in_stage, 16, 1024, 128);
-    const u64 b = wgmma_desc(at + wg * 4 * S::tile_bytes, S::tile_bytes, 1024, 128);
+    return wgmma_desc(smem + S::k_at + stage * S::stage_bytes + wg * 4 * S::tile_bytes,
+                      S::tile_bytes, 1024, 128);
+}
+
+/* Issues O += P·V of the other warpgroup's stage. */
+template <class T, class S>
+__device__ __forceinline__ void issue_other_values(float (&o)[128], u32 smem, u32 wg)
+{
+    const u64 a =
+        wgmma_desc(smem + S::k_at + (wg ^ 1) * S::stage_bytes + S::p_in_stage, 16, 1024, 128);
+    const u64 b = values_desc<S>(smem, wg ^ 1, wg);
     wgmma_fence();
 #pragma unroll
     for (int i = 0; i < KEYS / 16; i++)
@@ -433,13 +473,17 @@ __device__ __forceinline__ void issue_block_values(float (&o)[128], u32 smem, u3
     wgmma_commit();
 }
 
-/* A stage has been read, by this warp. */
-template <class S> __device__ __forceinline__ void release_stage(u32 smem, u32 other, u32 stage)
+/* The same of its own stage, P in registers. */
+template <class T, class S>
+__device__ __forceinline__ void issue_own_values(float (&o)[128], const u32 (&p)[KEYS / 16][4],
+                                                 u32 smem, u32 wg)
 {
-    release(smem + S::k_free + stage * 8);
-    if (S::CLUSTER == 2 && elect_one())
-        mbarrier_arrive_cluster_read(other + S::k_free + stage * 8);
-    __syncwarp();
+    const u64 b = values_desc<S>(smem, wg, wg);
+    wgmma_fence();
+#pragma unroll
+    for (int i = 0; i < KEYS / 16; i++)
+        wgmma_rs<T, 256, 1>(o, p[i], desc_advance(b, i * 2048), true);
+    wgmma_commit();
 }
 
 /* Denominators from both warpgroups' sums: lse and max_logits or their partial values, and the
@@ -483,13 +527,13 @@ __device__ __forceinline__ void end_rows(const struct mla_mqa_args &a, const str
 
 /* The other warpgroup's block is weighed: its largest scores and factors. */
 template <class S>
-__device__ __forceinline__ void read_block(u32 smem, struct ring<S::STAGES> at, int row,
+__device__ __forceinline__ void read_block(u32 smem, u32 stage, u32 phase, int row,
                                            struct sparse_rows *r)
 {
-    mbarrier_wait(smem + S::p_full + at.stage * 8, at.phase);
+    mbarrier_wait(smem + S::p_full + stage * 8, phase);
 #pragma unroll
     for (int half = 0; half < 2; half++) {
-        u32 from = (at.stage * HEADS + row + half * 8) * 4;
+        u32 from = (stage * HEADS + row + half * 8) * 4;
         r->top[half] = ld_shared<float>(smem + S::tops_at + from);
         r->factor[half] = ld_shared<float>(smem + S::factors_at + from);
     }
@@ -542,81 +586,134 @@ __device__ __forceinline__ void store_columns(const struct mla_sparse_sm90_args 
     }
 }
 
+struct yes {
+    static const bool value = true;
+};
+struct no {
+    static const bool value = false;
+};
+
 template <class T, class S>
 __device__ __forceinline__ void attend_works(const struct mla_sparse_sm90_args &args, u32 smem,
-                                             int wg)
+                                             u32 wg)
 {
     const struct mla_mqa_args &a = args.a;
-    const u32 other = S::CLUSTER == 2 ? mapa(smem, cluster_ctarank() ^ 1) : 0;
     /* This lane's rows: row and row + 8. */
     const int row = (int)(threadIdx.x / 32 % 4) * 16 + (int)(threadIdx.x % 32) / 4;
     struct ring<2> slot;
-    struct ring<S::STAGES> now; /* at this warpgroup's next block or, after it, the one before */
-    u32 q_phase = 0;
+    u32 q_phase = 0, other_phase = 0, first = 0; /* first: stage of the work's first block */
+    struct sparse_rows r;
+    r.phase = 0;
+    const bool loads = warp_index() == 4;
+    u32 load_phase = 0;
+    if (loads)
+        load_queries<S>(args, smem, slot, &load_phase);
     for (;;) {
         mbarrier_wait(smem + S::work_full + slot.stage * 8, slot.phase);
         const int steps = ld_shared<int>(smem + S::works_at + slot.stage * 48);
         if (steps < 0)
             return;
-        struct sparse_rows r = {{-INFINITY, -INFINITY}, {1, 1}, {0, 0}};
         float o[128];
 #pragma unroll
         for (int i = 0; i < 128; i++)
             o[i] = 0;
+#pragma unroll
+        for (int half = 0; half < 2; half++) {
+            r.top[half] = -INFINITY;
+            r.factor[half] = 1;
+            r.sum[half] = 0;
+        }
         if (steps > 0) {
             mbarrier_wait(smem + S::q_full, q_phase);
             q_phase ^= 1;
-            if (wg >= steps)
+            if (steps == 1 && first != wg)
                 release(smem + S::q_free);
         }
-        /* now stands at block 0, then at block j - 1 (for j = 0: at 0). */
-#pragma unroll 1
-        for (int j = wg; j < steps; j += 2) {
+        auto take_turn = [&](auto is_first, bool last) __attribute__((always_inline))
+        {
+            constexpr bool FIRST = decltype(is_first)::value;
             float s[KEYS / 2];
-            struct ring<S::STAGES> mine = now;
-            if (j > 0)
-                mine.next();
-            mbarrier_wait(smem + S::k_full + mine.stage * 8, mine.phase);
-            if (j + 2 >= steps && MLA_MUTANT == 6)
-                release(smem + S::q_free);
-            issue_block_scores<T, S>(s, smem, mine.stage);
-            if (j > 0) { /* the other's block */
-                read_block<S>(smem, now, row, &r);
+            u32 p[KEYS / 16][4];
+            auto other_block = [&]() __attribute__((always_inline))
+            {
+                read_block<S>(smem, wg ^ 1, other_phase, row, &r);
                 rescale(o, r.factor);
-                issue_block_values<T, S>(o, smem, now.stage, wg);
+                issue_other_values<T, S>(o, smem, wg);
+            };
+            auto other_done = [&]() __attribute__((always_inline))
+            {
+                wgmma_bind(o);
+                release(smem + S::k_free + (wg ^ 1) * 16 + 1 * 8);
+                other_phase ^= 1;
+            };
+            if (SPARSE_ORDER == 2 && !FIRST)
+                other_block();
+            wait_keys<S>(smem, wg, 0, r.phase);
+            if (last && MLA_MUTANT == 6)
+                release(smem + S::q_free);
+            issue_half_scores<T, S>(s, smem, wg, 0);
+            if (SPARSE_ORDER == 2 && !FIRST) {
+                wgmma_wait<1>();
+                other_done();
+            }
+            if (SPARSE_ORDER == 0 && !FIRST)
+                other_block();
+            wait_keys<S>(smem, wg, 1, r.phase);
+            issue_half_scores<T, S>(s, smem, wg, 1);
+            if (SPARSE_ORDER == 0 && !FIRST) {
+                wgmma_wait<1>();
+                other_done();
+            }
+            if (SPARSE_ORDER == 1 && !FIRST) {
+                other_block();
                 wgmma_wait<1>();
             } else {
                 wgmma_wait<0>();
             }
             wgmma_bind(s);
-            if (j + 2 >= steps && MLA_MUTANT != 6)
+            if (last && MLA_MUTANT != 6)
                 release(smem + S::q_free);
-            weigh_block<T, S>(s, smem, mine.stage, wg, row, a.scale_log2, &r);
-            wgmma_wait<0>();
-            wgmma_bind(o);
-            if (j > 0)
-                release_stage<S>(smem, other, now.stage);
+            weigh_block<T, S>(s, p, smem, wg, a.scale_log2, &r);
+            if (!SPARSE_PFIRST)
+                publish_block<S>(p, smem, wg, row, r);
+            if (SPARSE_ORDER == 1 && !FIRST) {
+                wgmma_wait<0>();
+                other_done();
+            }
             rescale(o, r.factor);
-            /* Other warps' rows of P: the whole warpgroup has written. */
-            mbarrier_wait(smem + S::p_full + mine.stage * 8, mine.phase);
-            issue_block_values<T, S>(o, smem, mine.stage, wg);
+            issue_own_values<T, S>(o, p, smem, wg);
+            if (SPARSE_PFIRST)
+                publish_block<S>(p, smem, wg, row, r);
             wgmma_wait<0>();
             wgmma_bind(o);
-            release_stage<S>(smem, other, mine.stage);
-            now = mine;
-            now.next();
+            release(smem + S::k_free + (wg)*16 + 0 * 8);
+            r.phase ^= 1;
+        };
+        int j = (int)(wg ^ first);
+        if (j == 0 && steps > 0) {
+            take_turn(yes(), 2 >= steps);
+            j = 2;
         }
+#pragma unroll 1
+        for (; j < steps; j += 2)
+            take_turn(no(), j + 2 >= steps);
         /* The last block is the other's, unless this warpgroup's was. */
-        if (steps > 0 && (steps - 1) % 2 != wg) {
-            read_block<S>(smem, now, row, &r);
+        if (steps > 0 && ((steps - 1 + first) & 1) != wg) {
+            read_block<S>(smem, wg ^ 1, other_phase, row, &r);
             r.sum[0] *= r.factor[0];
             r.sum[1] *= r.factor[1];
             rescale(o, r.factor);
-            issue_block_values<T, S>(o, smem, now.stage, wg);
+            issue_other_values<T, S>(o, smem, wg);
             wgmma_wait<0>();
             wgmma_bind(o);
-            release_stage<S>(smem, other, now.stage);
-            now.next();
+            release(smem + S::k_free + (wg ^ 1) * 16 + 1 * 8);
+            other_phase ^= 1;
+        }
+        first ^= steps & 1;
+        if (loads) {
+            struct ring<2> next = slot;
+            next.next();
+            load_queries<S>(args, smem, next, &load_phase);
         }
         const struct sparse_note n = read_note<S>(smem, slot.stage);
         end_rows<S>(a, n, smem, wg, row, slot.stage, &r);
@@ -638,18 +735,18 @@ __global__ void __launch_bounds__(SPARSE_THREADS, 1)
         for (int i = 0; i < 2; i++) {
             mbarrier_init(smem + S::work_full + i * 8, 1);
             mbarrier_init(smem + S::work_free + i * 8, 8);
-            mbarrier_init(smem + S::k_full + i * 8, 4 * S::CLUSTER);
-            mbarrier_init(smem + S::k_free + i * 8, 8 * S::CLUSTER);
+            mbarrier_init(smem + S::seen + i * 8, S::GATHER);
             mbarrier_init(smem + S::p_full + i * 8, 4);
+        }
+        for (int i = 0; i < 4; i++) {
+            mbarrier_init(smem + S::k_full + i * 8, 32 * S::GATHER);
+            mbarrier_init(smem + S::k_free + i * 8, 4);
         }
         mbarrier_init(smem + S::q_full, 1);
         mbarrier_init(smem + S::q_free, 8);
         fence_mbarrier_init();
     }
-    if (S::CLUSTER == 2)
-        cluster_sync();
-    else
-        __syncthreads();
+    __syncthreads();
     if (warp < 4) {
         setmaxnreg_dec<GATHER_REGISTERS>();
         MLA_ROLE("gather");
@@ -657,23 +754,19 @@ __global__ void __launch_bounds__(SPARSE_THREADS, 1)
     } else {
         setmaxnreg_inc<MATH_REGISTERS>();
         MLA_ROLE("softmax");
-        attend_works<T, S>(args, smem, (int)warp / 4 - 1);
+        attend_works<T, S>(args, smem, warp / 4 - 1);
     }
-    if (S::CLUSTER == 2)
-        cluster_sync(); /* the other block has no more arrivals or rows for this one */
 }
 
-template <class T, int ROPE, int CLUSTER> static struct mla_mqa_tile sparse_entry()
+template <class T, int ROPE> static struct mla_mqa_tile sparse_entry()
 {
-    typedef sparse_shape<ROPE, CLUSTER> S;
-    return {mla_kernel_address(sparse_sm90_kernel<T, S>), S::shared_bytes, SPARSE_THREADS, CLUSTER};
+    typedef sparse_shape<ROPE> S;
+    return {mla_kernel_address(sparse_sm90_kernel<T, S>), S::shared_bytes, SPARSE_THREADS, 1};
 }
 
-template <class T> static struct mla_mqa_tile sparse_tile(int rope_dim, int cluster)
+template <class T> static struct mla_mqa_tile sparse_tile(int rope_dim)
 {
-    if (cluster == 2)
-        return rope_dim ? sparse_entry<T, 64, 2>() : sparse_entry<T, 0, 2>();
-    return rope_dim ? sparse_entry<T, 64, 1>() : sparse_entry<T, 0, 1>();
+    return rope_dim ? sparse_entry<T, 64>() : sparse_entry<T, 0>();
 }
 
 #endif

@@ -16,13 +16,12 @@ enum { MLA_SPARSE_SM90_KEYS = 64, MLA_SPARSE_SM90_HEADS = 64 };
 struct mla_sparse_sm90_args {
     struct mla_mqa_args a;
     struct mla_tensor_map q; /* dimensions d, heads, tokens; boxes of 64 columns of 64 heads */
-    int32_t works;           /* tokens times head tiles times splits: one a block, or a cluster */
+    int32_t works;           /* tokens times head tiles times splits */
     int32_t wide_stores;     /* rows of out are multiples of 16 bytes apart */
 };
 
-/* cluster 2: two blocks, 64 heads each, share the keys that they gather. */
-struct mla_mqa_tile mla_sparse_sm90_tile_bf16(int rope_dim, int cluster);
-struct mla_mqa_tile mla_sparse_sm90_tile_f16(int rope_dim, int cluster);
+struct mla_mqa_tile mla_sparse_sm90_tile_bf16(int rope_dim);
+struct mla_mqa_tile mla_sparse_sm90_tile_f16(int rope_dim);
 
 #ifdef __cplusplus
 }

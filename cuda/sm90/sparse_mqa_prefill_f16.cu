@@ -2,7 +2,7 @@
 /* The kernels of sparse_mqa_prefill.cuh for f16. */
 #include "sparse_mqa_prefill.cuh"
 
-struct mla_mqa_tile mla_sparse_sm90_tile_f16(int rope_dim, int cluster)
+struct mla_mqa_tile mla_sparse_sm90_tile_f16(int rope_dim)
 {
-    return sparse_tile<f16>(rope_dim, cluster);
+    return sparse_tile<f16>(rope_dim);
 }
