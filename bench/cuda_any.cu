@@ -228,7 +228,7 @@ static bool run_row(const struct shape *s, const struct ceilings *ceil,
     double memory = s->topk == 0      ? ceil->read
                     : s->keys <= 8192 ? ceil->gather_8k
                                       : ceil->gather_32k;
-    printf("%-34s %-15s %8.4f ms %6.1f TFLOP/s %5.1f%% of mma %6.0f GB/s %5.1f%% of %s  splits %d\n",
+    printf("%-34s %-19s %8.4f ms %6.1f TFLOP/s %5.1f%% of mma %6.0f GB/s %5.1f%% of %s  splits %d\n",
            s->name, kernel->name, ms, rate, rate / ceil->mma * 100, bytes / ms * 1e-6,
            bytes / ms * 1e-6 / memory * 100, s->topk ? "gather" : "read", (int)job.num_splits);
     fflush(stdout);
@@ -237,7 +237,7 @@ static bool run_row(const struct shape *s, const struct ceilings *ceil,
     return true;
 }
 
-static void run_shape(const struct shape *s, const struct ceilings *ceil)
+static void run_shape(const struct shape *s, const struct ceilings *ceil, int sm)
 {
     int64_t tokens = (int64_t)s->batch * s->query_len, slots = (int64_t)s->batch * s->keys;
     std::vector<int32_t> cu, lens;
@@ -304,7 +304,12 @@ static void run_shape(const struct shape *s, const struct ceilings *ceil)
     t.lse.data = lse;
     mla_context context = {};
     context.backend = MLA_BACKEND_CUDA;
-    const struct mla_kernel *const rows[] = {&mla_sparse_mqa_any, &mla_mqa_any};
+    context.sm = sm;
+    const struct mla_kernel *const rows[] = {
+#ifdef MLA_WITH_SM90
+        &mla_sparse_mqa_few_sm90,
+#endif
+        &mla_sparse_mqa_any, &mla_mqa_any};
     uint16_t *other = NULL;
     for (const struct mla_kernel *kernel : rows) {
         if (!run_row(s, ceil, kernel, &context, &p, &t, requests))
@@ -401,6 +406,6 @@ int main(int argc, char **argv)
            prop.name, prop.multiProcessorCount, c.mma, c.read, c.gather_8k, c.gather_32k);
     for (const struct shape &s : shapes)
         if (strstr(s.name, word))
-            run_shape(&s, &c);
+            run_shape(&s, &c, 10 * prop.major + prop.minor);
     return 0;
 }

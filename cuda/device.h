@@ -59,6 +59,8 @@ extern const struct mla_kernel mla_mha_generic;       /* any/generic.c */
 #ifdef MLA_WITH_SM90
 extern const struct mla_kernel mla_mha_prefill_sm90;        /* sm90/mha_prefill.c */
 extern const struct mla_kernel mla_mha_latent_sm90;         /* sm90/mha_prefill.c */
+extern const struct mla_kernel mla_sparse_mqa_few_sm90;        /* sm90/sparse_mqa_few.c */
+extern const struct mla_kernel mla_sparse_mqa_few_latent_sm90; /* sm90/sparse_mqa_few.c */
 extern const struct mla_kernel mla_sparse_mqa_prefill_sm90; /* sm90/sparse_mqa_prefill.c */
 extern const struct mla_kernel mla_sparse_mqa_latent_sm90;  /* sm90/sparse_mqa_prefill.c */
 #endif

@@ -6,7 +6,6 @@
 
 #include "../device.h"
 #include "format.h"
-#include "mqa_plan.h"
 #include "status.h"
 
 #include <inttypes.h>
@@ -15,18 +14,16 @@
 enum {
     TILE_16,
     TILE_32,
-    TILES,
     MOST_HEADS = 48, /* three tiles of 16 rows */
     /* A request with this many tiles fills a GPU without splitting its lists. */
     ENOUGH_TILES = 128,
     LEAST_KEYS = 1024,
     MOST_SPLITS = 64,
     GROUP_ROWS = 32,
-    MOST_UNION = 204, /* longest union that gains, in 256ths of its entries */
     MOST_CAPACITY = 7 << 10
 };
 
-static bool supports(const struct mla_job *job, char *why, size_t bytes)
+bool mla_sparse_any_supports(const struct mla_job *job, char *why, size_t bytes)
 {
     const mla_problem *p = job->problem;
     if (!mla_mqa_uses_lists(job))
@@ -49,7 +46,7 @@ static int rows_of(int tile)
 }
 
 /* From the request's own shape alone: the batch around it changes no bit of its result. */
-static struct mla_mqa_cut cut(const struct mla_job *job, const struct mla_request *r)
+struct mla_mqa_cut mla_sparse_any_cut(const struct mla_job *job, const struct mla_request *r)
 {
     const mla_problem *p = job->problem;
     struct mla_mqa_cut c = {.tile = p->heads_q > 16 && p->heads_q <= 32 ? TILE_32 : TILE_16};
@@ -75,45 +72,65 @@ static struct mla_mqa_tile tile_of(const mla_problem *p, int rows, bool group)
                                   : mla_sparse_any_tile_f16(rows, rope, group);
 }
 
-static struct mla_mqa_tile tile(const mla_problem *p, int index)
+struct mla_mqa_tile mla_sparse_any_tile(const mla_problem *p, int index)
 {
     return tile_of(p, rows_of(index), false);
 }
 
 /* ------------------------------------------------------------------- groups */
 
-/* Tokens of a group; 0: none. */
 static int group_size(const mla_problem *p)
 {
     int64_t size = GROUP_ROWS / p->heads_q;
     return size < 2 ? 0 : (int)(size < MLA_UNION_TOKENS ? size : MLA_UNION_TOKENS);
 }
 
-static int capacity_of(const mla_problem *p)
+static mla_status prepare_groups(const mla_problem *p)
 {
-    int64_t most = p->topk * group_size(p) * MOST_UNION / 256;
+    struct mla_mqa_tile t = tile_of(p, GROUP_ROWS, true);
+    return mla_cuda_allow_shared(t.function, t.shared_bytes, MLA_ANY_SHARED_BYTES);
+}
+
+static mla_status launch_groups(const struct mla_job *job, const struct mla_sparse_any_args *args,
+                                void *stream)
+{
+    struct mla_mqa_tile t = tile_of(job->problem, GROUP_ROWS, true);
+    return mla_mqa_launch_grid(&t, (void *)args, args->groups.count, stream);
+}
+
+const struct mla_sparse_grouping mla_sparse_any_grouping = {
+    .most = 204,
+    .size = group_size,
+    .prepare = prepare_groups,
+    .launch = launch_groups,
+};
+
+static int capacity_of(const mla_problem *p, const struct mla_sparse_grouping *how)
+{
+    int64_t most = p->topk * how->size(p) * how->most / 256;
     return (int)(most < MOST_CAPACITY ? most : MOST_CAPACITY);
 }
 
-static bool groups_fit(const struct mla_job *job)
+static bool has_groups(const struct mla_job *job, const struct mla_sparse_grouping *how)
 {
-    if (!group_size(job->problem))
+    if (!how->size(job->problem))
         return false;
     for (int64_t i = 0; i < job->num_requests; i++)
-        if (job->requests[i].query_len > 1 && cut(job, &job->requests[i]).splits == 1)
+        if (job->requests[i].query_len > 1 &&
+            mla_sparse_any_cut(job, &job->requests[i]).splits == 1)
             return true;
     return false;
 }
 
-static mla_status scratch(const struct mla_job *job, size_t *bytes)
+mla_status mla_sparse_any_scratch(const struct mla_job *job, const struct mla_sparse_grouping *how,
+                                  size_t *bytes)
 {
     const mla_problem *p = job->problem;
     *bytes = 0;
-    if (!groups_fit(job))
+    if (!has_groups(job, how))
         return MLA_OK;
-    struct mla_mqa_tile t = tile_of(p, GROUP_ROWS, true);
-    *bytes = mla_union_bytes(p, group_size(p), capacity_of(p));
-    mla_status status = mla_cuda_allow_shared(t.function, t.shared_bytes, MLA_ANY_SHARED_BYTES);
+    *bytes = mla_union_bytes(p, how->size(p), capacity_of(p, how));
+    mla_status status = how->prepare(p);
     return status == MLA_OK ? mla_union_prepare() : status;
 }
 
@@ -132,9 +149,9 @@ static mla_status launch_any(const mla_problem *p, const struct mla_mqa_args *ar
     return mla_mqa_launch_grid(&any, &a, launch->blocks, stream);
 }
 
-static mla_status launch(const struct mla_job *job, const struct mla_mqa_tile *tile,
-                         const struct mla_mqa_args *args, const struct mla_mqa_launch *launch,
-                         void *stream)
+mla_status mla_sparse_any_launch(const struct mla_job *job, const struct mla_sparse_grouping *how,
+                                 const struct mla_mqa_tile *tile, const struct mla_mqa_args *args,
+                                 const struct mla_mqa_launch *launch, void *stream)
 {
     const mla_problem *p = job->problem;
     if (args->cache.align < 16 || args->q_align < 16)
@@ -147,16 +164,15 @@ static mla_status launch(const struct mla_job *job, const struct mla_mqa_tile *t
                            16 ==
                        0,
     };
-    if (groups_fit(job)) {
-        struct mla_mqa_tile t = tile_of(p, GROUP_ROWS, true);
-        int64_t all = mla_union_numbers(p, group_size(p)), here;
-        g.groups = mla_union_groups(p, group_size(p), capacity_of(p), args->scratch);
+    if (has_groups(job, how)) {
+        int64_t all = mla_union_numbers(p, how->size(p)), here;
+        g.groups = mla_union_groups(p, how->size(p), capacity_of(p, how), args->scratch);
         for (here = g.groups.count; g.groups.first < all; g.groups.first += (int32_t)here) {
             int64_t left = all - g.groups.first;
             g.groups.count = (int32_t)(left < here ? left : here);
-            mla_status status = mla_union_launch(p, args, &g.groups, MOST_UNION, stream);
+            mla_status status = mla_union_launch(p, args, &g.groups, how->most, stream);
             if (status == MLA_OK)
-                status = mla_mqa_launch_grid(&t, &g, g.groups.count, stream);
+                status = how->launch(job, &g, stream);
             if (status != MLA_OK)
                 return status;
         }
@@ -164,13 +180,25 @@ static mla_status launch(const struct mla_job *job, const struct mla_mqa_tile *t
     return mla_mqa_launch_grid(tile, &g, launch->blocks, stream);
 }
 
+static mla_status scratch(const struct mla_job *job, size_t *bytes)
+{
+    return mla_sparse_any_scratch(job, &mla_sparse_any_grouping, bytes);
+}
+
+static mla_status launch(const struct mla_job *job, const struct mla_mqa_tile *tile,
+                         const struct mla_mqa_args *args, const struct mla_mqa_launch *launch,
+                         void *stream)
+{
+    return mla_sparse_any_launch(job, &mla_sparse_any_grouping, tile, args, launch, stream);
+}
+
 static const struct mla_mqa_engine engine = {
     .name = "sparse_mqa_any",
-    .num_tiles = TILES,
+    .num_tiles = MLA_SPARSE_ANY_TILES,
     .most_shared = MLA_ANY_SHARED_BYTES,
-    .supports = supports,
-    .cut = cut,
-    .tile = tile,
+    .supports = mla_sparse_any_supports,
+    .cut = mla_sparse_any_cut,
+    .tile = mla_sparse_any_tile,
     .scratch = scratch,
     .launch = launch,
 };

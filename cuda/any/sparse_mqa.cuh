@@ -16,22 +16,26 @@
  * the columns, so that it is one more product a step.
  *
  * Timeline of a step (| = barrier):
- *   scores of i from registers | loads of i+1 start, rope of i+2; add up, softmax, P of i | P·V of i
- * Registers hold two steps of keys in turn (32 rows: three, two of them under way). Loads start
- * behind the scores, so that no wait for one set includes the other's.
- * Addresses: warp w works out those of step i+8 at the steps i = w mod 8, its list entries and page
- * ids having been fetched 16 and 8 steps before, so that no step waits for list -> page -> row.
+ *   wait keys; scores of i | add up, softmax, P of i | P·V of i
+ * Registers hold six tiles of 8 keys: the four of a step and two of the next, loaded behind the
+ * scores; the other two follow as P·V frees theirs. (32 rows: four, all loaded behind P·V.) Loads
+ * into registers hold a scoreboard each; ptxas gives them all the same one, so at most one set is
+ * under way and nothing else is loaded from global memory by that way: lists, page ids and rope
+ * come by cp.async, and nothing spills in the loop (a spilled value comes back behind the keys).
+ * Two blocks an SM overlap.
+ * Addresses: warp w works out those of step i+8 at the steps i = w mod 8. Its list entries were
+ * fetched 16 steps before, page ids 8, so that no step waits for list -> page -> row.
  *
  * Shared memory, bytes                        ROWS 16     32
  *   shares of the scores, 8 x ROWS x 128        16384  32768
  *   Q as fragments (rope last)                  18432  36864
- *   P, ROWS x 128                                2048   4096
+ *   P, ROWS x 64                                 1024   2048
  *   rope of three steps, 32 x 128               12288  12288
- *   row addresses of 16 steps, masks             8704   8704
- *   factors, flags                                 80    144
- * Registers: 128 (two blocks an SM); 32 rows: 255 (one).
- * Clocks of an SM for 64 keys of 16 rows: shared memory 576 (loads) + 576 (shares) + 290 (Q) + 290
- * (P, rope); mma.sync 800; L2 at 33 bytes a clock 2230.
+ *   row addresses of 12 steps, who sees them     6528   6528
+ *   entries, page ids, running rows, the tile   10368  10432
+ * Registers: 128, two blocks an SM.
+ * Clocks of an SM for 64 keys of 16 rows: shared memory 576 (loads) + 576 (shares) + 290 (Q) + 250
+ * (P, rope); mma.sync 800, movmatrix 512 beside it; L2 at 33 bytes a clock 2230.
  *
  * NaN. A key that the tile does not see is loaded from a row of zeros, its score is -inf. A key that
  * one row of the tile sees is multiplied by P = 0 in others.
@@ -184,7 +188,7 @@ __device__ __forceinline__ struct mla_union_entry read_entry(const struct sparse
 }
 
 /* Column of the page table, -1 if it has none for the key. */
-__device__ __forceinline__ int column_of(const struct mla_mqa_args &a, const struct work &w, int pos)
+__device__ __forceinline__ int column_of(const struct mla_mqa_args &a, int pos)
 {
     int column = page_column(&a.cache, pos);
     return column < a.cache.max_pages ? column : -1;
@@ -197,7 +201,7 @@ __device__ __forceinline__ void fetch_page_id(const struct mla_mqa_args &a,
 {
     if (!t.w.pages)
         return;
-    int pos = read_entry<S>(t, shared, turn).pos, column = pos < 0 ? -1 : column_of(a, t.w, pos);
+    int pos = read_entry<S>(t, shared, turn).pos, column = pos < 0 ? -1 : column_of(a, pos);
     if (column >= 0)
         cp_async_ca_4(smem + page_place<S>(turn), t.w.pages + column, 4);
 }
@@ -214,7 +218,7 @@ __device__ __forceinline__ void put_places(const struct mla_mqa_args &a,
     int page = 0;
     if (ok && t.w.pages) {
         const char *id = shared + page_place<S>(turn + (MLA_MUTANT == 103));
-        page = column_of(a, t.w, e.pos) < 0 ? -1 : *(const int *)id;
+        page = column_of(a, e.pos) < 0 ? -1 : *(const int *)id;
         ok = page >= 0 && page < c.num_pages;
     }
     const char *rows[2] = {(const char *)sparse_zeros,

@@ -51,6 +51,7 @@
 #define MLA_CUDA_SM90_SPARSE_MQA_PREFILL_CUH
 
 #include "any/mqa_work.cuh"
+#include "any/union.cuh"
 #include "element.cuh"
 #include "ptx/barrier.cuh"
 #include "ptx/cp_async.cuh"
@@ -65,6 +66,8 @@
 #include "sparse_mqa_prefill.h"
 #include "warpgroup.cuh"
 
+#include <limits.h>
+
 #ifndef SPARSE_ORDER
 #define SPARSE_ORDER 0
 #endif
@@ -76,7 +79,9 @@ static const int SPARSE_THREADS = 384, KEYS = MLA_SPARSE_SM90_KEYS, HEADS = MLA_
 static const int GATHER_REGISTERS = 72, MATH_REGISTERS = 216;
 static_assert(GATHER_REGISTERS + 2 * MATH_REGISTERS <= 3 * 168, "what the launch gives a block");
 
-template <int ROPE_> struct sparse_shape {
+template <int ROPE_, bool GROUP_> struct sparse_shape {
+    static const bool GROUP = GROUP_; /* rows are the heads of several tokens */
+    static const int TOKENS = GROUP ? MLA_UNION_TOKENS : 1; /* at most */
     static const int ROPE = ROPE_, STAGES = 2, TILES = (MLA_MQA_LATENT + ROPE) / 64;
     static const int GATHER = 4,
                      ROWS = KEYS / (4 * GATHER); /* warps; keys of each thread of them */
@@ -87,8 +92,8 @@ template <int ROPE_> struct sparse_shape {
     static const u32 tops_at = k_at + STAGES * stage_bytes;     /* [stage][row], floats */
     static const u32 factors_at = tops_at + STAGES * HEADS * 4; /* [stage][row], floats */
     static const u32 sums_at = factors_at + STAGES * HEADS * 4; /* [slot][warpgroup][row] */
-    static const u32 seen_at = sums_at + 4 * HEADS * 4;         /* [stage][gather warp], words */
-    static const u32 works_at = seen_at + STAGES * 16;          /* 48 bytes each */
+    static const u32 seen_at = sums_at + 4 * HEADS * 4;         /* [stage][token][warp], words */
+    static const u32 works_at = seen_at + STAGES * TOKENS * 16;        /* 48 bytes each */
     static const u32 work_full = works_at + 2 * 48, work_free = work_full + 16,
                      k_full = work_free + 16, /* [stage][half], as the next */
         k_free = k_full + 16 * STAGES, seen = k_free + 16 * STAGES, p_full = seen + 8 * STAGES,
@@ -110,9 +115,41 @@ struct sparse_note {
 /* One work as the gather warps see it. */
 struct sparse_work {
     const int32_t *list, *pages; /* pages NULL: flat */
+    const struct mla_union_entry *entries; /* of a group, instead of list */
     int kv_start, count, end;    /* entries of the list; keys below end count */
     int steps;
 };
+
+/* Group `index` of those whose lists are here. One without a union, or with a number that no request
+ * has, is a work of no rows. */
+__device__ __forceinline__ struct sparse_work
+find_sparse_group(const struct mla_sparse_sm90_args &args, int index, u32 note)
+{
+    const struct mla_mqa_args &a = args.a;
+    const struct mla_mqa_groups &g = args.groups;
+    int number = g.first + index, found = find_group(a.requests, a.num_requests, g.size, number);
+    int count = found < 0 ? -1 : g.counts[number];
+    const struct mla_mqa_request *r = &a.requests[max(0, found)];
+    int token0 = (number - group_of(g.size, *r, 0)) * g.size;
+    int rows = count < 0 ? 0 : min(g.size, r->query_len - token0) * a.heads;
+    struct sparse_work w;
+    w.list = NULL;
+    w.entries = g.entries + (int64_t)index * g.capacity;
+    w.pages = a.cache.page_size ? a.cache.page_table + r->index * a.cache.page_table_stride : NULL;
+    w.kv_start = r->kv_start;
+    w.count = max(0, count);
+    w.end = INT_MAX; /* what no token may see is not in the union */
+    w.steps = (w.count + KEYS - 1) / KEYS;
+    if (note) {
+        st_shared(note, w.steps);
+        st_shared(note + 4, 0);
+        st_shared(note + 8, rows);
+        st_shared(note + 12, r->q_start + token0);
+        st_shared(note + 16, 0);
+        st_shared(note + 24, (int64_t)0);
+    }
+    return w;
+}
 
 /* The work, and a note of it for the consumers where note is not 0. */
 __device__ __forceinline__ struct sparse_work find_sparse_work(const struct mla_mqa_args &a,
@@ -140,6 +177,7 @@ __device__ __forceinline__ struct sparse_work find_sparse_work(const struct mla_
     int all = (w.count + KEYS - 1) / KEYS, share = (all + r->splits - 1) / r->splits;
     int first = min(all, split * share), last = min(all, first + share);
     w.steps = last - first;
+    w.entries = NULL;
     w.list = a.indices + token * a.indices_stride + first * KEYS;
     w.count = min(w.count, last * KEYS) - first * KEYS;
     if (note) {
@@ -198,7 +236,8 @@ __device__ __forceinline__ void gather_works(const struct mla_sparse_sm90_args &
             writes = elect_one();
         }
         if (!stop)
-            w = find_sparse_work(a, index, writes ? note : 0);
+            w = S::GROUP ? find_sparse_group(args, index, writes ? note : 0)
+                         : find_sparse_work(a, index, writes ? note : 0);
         else if (writes)
             st_shared(note, -1);
         __syncwarp();
@@ -207,7 +246,8 @@ __device__ __forceinline__ void gather_works(const struct mla_sparse_sm90_args &
         works++;
         if (stop)
             return;
-        const int32_t *list = w.list + sub;
+        const int32_t *list = S::GROUP ? NULL : w.list + sub;
+        const struct mla_union_entry *entries = S::GROUP ? w.entries + sub : NULL;
         const char *base = c.data + part * 16, *rope_base = c.rope + part * 16;
         if (!w.pages) {
             base += (int64_t)w.kv_start * c.row_bytes;
@@ -216,12 +256,22 @@ __device__ __forceinline__ void gather_works(const struct mla_sparse_sm90_args &
         /* Entries of the list are fetched two blocks ahead of the rows, page ids one. Nothing waits
          * for them where they are fetched. */
         int pos[S::ROWS], page[S::ROWS], ahead[S::ROWS];
+        u32 masks[S::ROWS], masks_ahead[S::ROWS]; /* of a group's tokens */
         auto fetch_entries = [&](int step) __attribute__((always_inline))
         {
             const int left = w.count - step * KEYS - (int)sub;
 #pragma unroll
-            for (int i = 0; i < S::ROWS; i++)
-                ahead[i] = i * 16 < left ? list[step * KEYS + i * 16] : -1;
+            for (int i = 0; i < S::ROWS; i++) {
+                ahead[i] = -1;
+                masks_ahead[i] = 1;
+                if (i * 16 < left && S::GROUP) {
+                    const uint2 e = *(const uint2 *)(entries + step * KEYS + i * 16);
+                    ahead[i] = (int)e.x;
+                    masks_ahead[i] = e.y;
+                } else if (i * 16 < left) {
+                    ahead[i] = list[step * KEYS + i * 16];
+                }
+            }
         };
         auto fetch_pages = [&]() __attribute__((always_inline))
         {
@@ -229,6 +279,7 @@ __device__ __forceinline__ void gather_works(const struct mla_sparse_sm90_args &
             for (int i = 0; i < S::ROWS; i++) {
                 pos[i] = ahead[i] < w.end ? ahead[i] : -1;
                 page[i] = pos[i];
+                masks[i] = masks_ahead[i];
             }
             if (w.pages) {
 #pragma unroll
@@ -245,9 +296,10 @@ __device__ __forceinline__ void gather_works(const struct mla_sparse_sm90_args &
         for (int step = 0; step < w.steps; step++, blocks++) {
             const u32 stage = blocks & 1, phase = (blocks >> 1 & 1) ^ 1;
             const char *data[S::ROWS], *rope[S::ROWS];
-            u32 there = 0;
+            u32 there = 0, tokens[S::ROWS];
 #pragma unroll
             for (int i = 0; i < S::ROWS; i++) {
+                tokens[i] = masks[i];
                 const bool see = page[i] >= 0 && (!w.pages || page[i] < c.num_pages);
                 u32 slot = (u32)pos[i];
                 int64_t at = 0;
@@ -269,15 +321,21 @@ __device__ __forceinline__ void gather_works(const struct mla_sparse_sm90_args &
             copy_half<S>(smem, to, stage, 0, data, rope, there);
             fetch_pages();
             fetch_entries(step + 2);
-            u32 seen = 0; /* four keys a number i */
+            const int seers = S::GROUP ? args.groups.size : 1;
+#pragma unroll 1
+            for (int token = 0; token < seers; token++) {
+                u32 seen = 0; /* four keys a number i */
 #pragma unroll
-            for (int i = 0; i < S::ROWS; i++) {
-                u32 lanes = __ballot_sync(~0u, there >> i & 1);
-                seen |= ((lanes & 1) | (lanes >> 7 & 2) | (lanes >> 14 & 4) | (lanes >> 21 & 8))
-                        << 4 * i;
+                for (int i = 0; i < S::ROWS; i++) {
+                    u32 lanes = __ballot_sync(~0u, (there >> i & 1) &&
+                                                       (!S::GROUP || tokens[i] >> token & 1));
+                    seen |= ((lanes & 1) | (lanes >> 7 & 2) | (lanes >> 14 & 4) | (lanes >> 21 & 8))
+                            << 4 * i;
+                }
+                if (lane % 32 == 0)
+                    st_shared(smem + S::seen_at + (stage * S::TOKENS + token) * 16 + warp * 4,
+                              MLA_MUTANT == 7 ? ~0u : seen);
             }
-            if (lane % 32 == 0)
-                st_shared(smem + S::seen_at + stage * 16 + warp * 4, seen);
             release(smem + S::seen + stage * 8);
             mbarrier_wait(smem + S::k_free + stage * 16 + 8, phase);
             copy_half<S>(smem, to, stage, 1, data, rope, there);
@@ -362,27 +420,32 @@ struct sparse_rows {
  * r->factor its factor. */
 template <class T, class S>
 __device__ __forceinline__ void weigh_block(float (&s)[KEYS / 2], u32 (&p)[KEYS / 16][4], u32 smem,
-                                            u32 wg, float scale, struct sparse_rows *r)
+                                            u32 wg, u32 tokens, float scale, struct sparse_rows *r)
 {
     const int t = threadIdx.x & 3;
-    const u32 seen = smem + S::seen_at + wg * 16 + (t >> 1) * 4;
+    const u32 seen = smem + S::seen_at + wg * S::TOKENS * 16 + (t >> 1) * 4;
     mbarrier_wait(smem + S::seen + wg * 8, r->phase);
-    /* Bits of keys 16 n + 2 t, + 1: 4 n, + 1 of words[0]; of keys 16 n + 8 + 2 t those of words[1]. */
-    u32 words[2] = {ld_shared<u32>(seen), ld_shared<u32>(seen + 8)};
-    words[0] >>= 2 * (t & 1);
-    words[1] >>= 2 * (t & 1);
+    /* Bits of keys 16 n + 2 t, + 1: 4 n, + 1 of words[0]; of keys 16 n + 8 + 2 t those of words[1].
+     * The same of row + 8, which may be another token's, in words[2] and [3]. */
+    u32 words[4];
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+        u32 token = S::GROUP ? tokens >> i / 2 * 16 & 0xFFFF : 0;
+        words[i] = ld_shared<u32>(seen + token * 16 + i % 2 * 8) >> 2 * (t & 1);
+    }
+    const u32 all = words[0] & words[1] & words[2] & words[3];
     if (scale <= 0) { /* so that the largest is the largest */
 #pragma unroll
         for (int i = 0; i < KEYS / 2; i++)
             s[i] = scale == 0 ? 0 : -s[i];
         scale = scale == 0 ? 1 : -scale;
     }
-    if (__any_sync(~0u, (words[0] & words[1] & 0x3333) != 0x3333) && MLA_MUTANT != 5) {
+    if (__any_sync(~0u, (all & 0x3333) != 0x3333) && MLA_MUTANT != 5) {
 #pragma unroll
         for (int i = 0; i < KEYS / 8; i++)
 #pragma unroll
             for (int e = 0; e < 4; e++)
-                if (!(words[i & 1] >> (i / 2 * 4 + (e & 1)) & 1))
+                if (!(words[(i & 1) + (e & 2)] >> (i / 2 * 4 + (e & 1)) & 1))
                     s[4 * i + e] = -INFINITY;
     }
 #pragma unroll
@@ -505,7 +568,7 @@ __device__ __forceinline__ void end_rows(const struct mla_mqa_args &a, const str
     bar_sync(1, 256);
 #pragma unroll
     for (int half = 0; half < 2; half++) {
-        const int row = row0 + half * 8, head = n.head0 + row;
+        const int row = row0 + half * 8, head = S::GROUP ? row % a.heads : n.head0 + row;
         float sum = ld_shared<float>(sums + row * 4) + ld_shared<float>(sums + (HEADS + row) * 4);
         float top = r->top[half], lse_log2;
         bool there = row < n.rows, sink = there && !n.split && a.sink;
@@ -516,7 +579,7 @@ __device__ __forceinline__ void end_rows(const struct mla_mqa_args &a, const str
             a.part_lse[n.part + row] = lse_log2;
             a.part_max[n.part + row] = top;
         } else {
-            int64_t token = n.token;
+            int64_t token = n.token + (S::GROUP ? row / a.heads : 0);
             if (a.lse)
                 a.lse[token * a.lse_stride[0] + head * a.lse_stride[1]] = lse_log2 * a.lse_unit;
             if (a.max_logits)
@@ -540,6 +603,7 @@ __device__ __forceinline__ void read_block(u32 smem, u32 stage, u32 phase, int r
 }
 
 /* This warpgroup's 256 columns of the rows that exist, times their factors. */
+template <class S>
 __device__ __forceinline__ void store_columns(const struct mla_sparse_sm90_args &args,
                                               const struct sparse_note &n, int wg, int row0,
                                               const float (&factors)[2], const float (&o)[128])
@@ -552,8 +616,10 @@ __device__ __forceinline__ void store_columns(const struct mla_sparse_sm90_args 
         const bool there = row < n.rows;
         const float factor = factors[half];
         const int64_t to =
-            n.split ? (n.part + row) * MLA_MQA_LATENT
-                    : (int64_t)n.token * a.out_stride[0] + (n.head0 + row) * a.out_stride[1];
+            n.split    ? (n.part + row) * MLA_MQA_LATENT
+            : S::GROUP ? (int64_t)(n.token + row / a.heads) * a.out_stride[0] +
+                             row % a.heads * a.out_stride[1]
+                       : (int64_t)n.token * a.out_stride[0] + (n.head0 + row) * a.out_stride[1];
 #pragma unroll
         for (int j = 0; j < 8; j++) {
             float x[4][2];
@@ -600,6 +666,8 @@ __device__ __forceinline__ void attend_works(const struct mla_sparse_sm90_args &
     const struct mla_mqa_args &a = args.a;
     /* This lane's rows: row and row + 8. */
     const int row = (int)(threadIdx.x / 32 % 4) * 16 + (int)(threadIdx.x % 32) / 4;
+    /* Tokens of a group that these rows are of; the last group may lack some. */
+    const u32 tokens = S::GROUP ? row / a.heads | (row + 8) / a.heads << 16 : 0;
     struct ring<2> slot;
     u32 q_phase = 0, other_phase = 0, first = 0; /* first: stage of the work's first block */
     struct sparse_rows r;
@@ -673,7 +741,7 @@ __device__ __forceinline__ void attend_works(const struct mla_sparse_sm90_args &
             wgmma_bind(s);
             if (last && MLA_MUTANT != 6)
                 release(smem + S::q_free);
-            weigh_block<T, S>(s, p, smem, wg, a.scale_log2, &r);
+            weigh_block<T, S>(s, p, smem, wg, tokens, a.scale_log2, &r);
             if (!SPARSE_PFIRST)
                 publish_block<S>(p, smem, wg, row, r);
             if (SPARSE_ORDER == 1 && !FIRST) {
@@ -717,7 +785,7 @@ __device__ __forceinline__ void attend_works(const struct mla_sparse_sm90_args &
         }
         const struct sparse_note n = read_note<S>(smem, slot.stage);
         end_rows<S>(a, n, smem, wg, row, slot.stage, &r);
-        store_columns(args, n, wg, row, r.factor, o);
+        store_columns<S>(args, n, wg, row, r.factor, o);
         release(smem + S::work_free + slot.stage * 8);
         slot.next();
     }
@@ -758,15 +826,20 @@ __global__ void __launch_bounds__(SPARSE_THREADS, 1)
     }
 }
 
-template <class T, int ROPE> static struct mla_mqa_tile sparse_entry()
+template <class T, int ROPE, bool GROUP> static struct mla_mqa_tile sparse_entry()
 {
-    typedef sparse_shape<ROPE> S;
+    typedef sparse_shape<ROPE, GROUP> S;
     return {mla_kernel_address(sparse_sm90_kernel<T, S>), S::shared_bytes, SPARSE_THREADS, 1};
 }
 
 template <class T> static struct mla_mqa_tile sparse_tile(int rope_dim)
 {
-    return rope_dim ? sparse_entry<T, 64>() : sparse_entry<T, 0>();
+    return rope_dim ? sparse_entry<T, 64, false>() : sparse_entry<T, 0, false>();
+}
+
+template <class T> static struct mla_mqa_tile sparse_group_tile(int rope_dim)
+{
+    return rope_dim ? sparse_entry<T, 64, true>() : sparse_entry<T, 0, true>();
 }
 
 #endif
