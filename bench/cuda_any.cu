@@ -228,9 +228,10 @@ static bool run_row(const struct shape *s, const struct ceilings *ceil,
     double memory = s->topk == 0      ? ceil->read
                     : s->keys <= 8192 ? ceil->gather_8k
                                       : ceil->gather_32k;
-    printf("%-34s %-21s %8.4f ms %6.1f TFLOP/s %5.1f%% of mma %6.0f GB/s %5.1f%% of %s  splits %d\n",
-           s->name, kernel->name, ms, rate, rate / ceil->mma * 100, bytes / ms * 1e-6,
-           bytes / ms * 1e-6 / memory * 100, s->topk ? "gather" : "read", (int)job.num_splits);
+    printf(
+        "%-34s %-21s %8.4f ms %6.1f TFLOP/s %5.1f%% of mma %6.0f GB/s %5.1f%% of %s  splits %d\n",
+        s->name, kernel->name, ms, rate, rate / ceil->mma * 100, bytes / ms * 1e-6,
+        bytes / ms * 1e-6 / memory * 100, s->topk ? "gather" : "read", (int)job.num_splits);
     fflush(stdout);
     job.kernel->release(&job);
     CHECK(cudaFree(work));

@@ -70,8 +70,7 @@ mla_status mla_union_launch(const mla_problem *p, const struct mla_mqa_args *a,
     };
     void *pointers[] = {&args};
     size_t shared = (size_t)g->size * (size_t)args.words * 4 + (size_t)g->capacity * 4;
-    MLA_CUDA(cudaLaunchKernel(mla_union_function(),
-                              (dim3){(unsigned)g->count, 1, 1},
+    MLA_CUDA(cudaLaunchKernel(mla_union_function(), (dim3){(unsigned)g->count, 1, 1},
                               (dim3){MLA_UNION_THREADS, 1, 1}, pointers, shared, stream));
     return MLA_OK;
 }

@@ -130,8 +130,7 @@ static mla_status launch(const struct mla_job *job, const struct mla_mqa_tile *t
     const mla_problem *p = job->problem;
     struct mla_mqa_args a = *args;
     if (has_groups(job) && a.cache.align == 16 && a.q_align == 16) {
-        struct mla_mqa_groups g =
-            mla_union_groups(p, group_size(p), capacity_of(p), args->scratch);
+        struct mla_mqa_groups g = mla_union_groups(p, group_size(p), capacity_of(p), args->scratch);
         int64_t all = mla_union_numbers(p, g.size), here = g.count;
         for (; g.first < all; g.first += (int32_t)here) {
             g.count = (int32_t)(all - g.first < here ? all - g.first : here);

@@ -93,7 +93,7 @@ template <int ROPE_, bool GROUP_> struct sparse_shape {
     static const u32 factors_at = tops_at + STAGES * HEADS * 4; /* [stage][row], floats */
     static const u32 sums_at = factors_at + STAGES * HEADS * 4; /* [slot][warpgroup][row] */
     static const u32 seen_at = sums_at + 4 * HEADS * 4;         /* [stage][token][warp], words */
-    static const u32 works_at = seen_at + STAGES * TOKENS * 16;        /* 48 bytes each */
+    static const u32 works_at = seen_at + STAGES * TOKENS * 16; /* 48 bytes each */
     static const u32 work_full = works_at + 2 * 48, work_free = work_full + 16,
                      k_full = work_free + 16, /* [stage][half], as the next */
         k_free = k_full + 16 * STAGES, seen = k_free + 16 * STAGES, p_full = seen + 8 * STAGES,
