@@ -6,7 +6,7 @@
 #include "status.h"
 
 /* Keys whose bits shared memory holds at a time, for all tokens of a group together. */
-enum { BITS_BYTES = 32 << 10, SHARED_BYTES = 96 << 10 };
+enum { BITS_BYTES = 32 << 10 };
 /* Entries of all lists that are in memory at a time: 4 bytes each. */
 static const int64_t MOST_ENTRIES = (int64_t)32 << 20;
 
@@ -45,7 +45,7 @@ struct mla_mqa_groups mla_union_groups(const mla_problem *p, int size, int capac
 
 mla_status mla_union_prepare(void)
 {
-    return mla_cuda_allow_shared(mla_union_function(), SHARED_BYTES, MLA_ANY_SHARED_BYTES);
+    return mla_cuda_allow_shared(mla_union_function(), BITS_BYTES, MLA_ANY_SHARED_BYTES);
 }
 
 mla_status mla_union_launch(const mla_problem *p, const struct mla_mqa_args *a,
@@ -69,7 +69,7 @@ mla_status mla_union_launch(const mla_problem *p, const struct mla_mqa_args *a,
         .groups = *g,
     };
     void *pointers[] = {&args};
-    size_t shared = (size_t)g->size * (size_t)args.words * 4 + (size_t)g->capacity * 4;
+    size_t shared = (size_t)g->size * (size_t)args.words * 4;
     MLA_CUDA(cudaLaunchKernel(mla_union_function(), (dim3){(unsigned)g->count, 1, 1},
                               (dim3){MLA_UNION_THREADS, 1, 1}, pointers, shared, stream));
     return MLA_OK;

@@ -5,8 +5,8 @@
  * token may not see (out of range, of its future, past its length) is in no union. A group whose
  * union is longer than most / 256 of its entries, or than its room, counts -1: it would gain nothing.
  *
- * Shared memory: bits [token][window / 32], then the entries of a window, so that global memory is
- * written in whole lines. Memory traffic: the lists once a window (from L2), the union once. */
+ * Shared memory: bits [token][window / 32]. Memory traffic: the lists once a window (from L2), the
+ * union once; neighbouring threads have neighbouring words, so their entries share lines. */
 #include "../mutant.cuh"
 #include "../ptx/launch.cuh"
 #include "../ptx/shared.cuh"
@@ -69,10 +69,17 @@ __device__ __forceinline__ void mark_keys(const struct group_lists &l, uint32_t 
     for (int t = from; t < to; t++) {
         const int32_t *list = l.list + t * l.stride;
         int count = count_of(l, t), end = end_of(l, t);
-        for (int j = threadIdx.x; j < count; j += THREADS) {
-            int pos = list[j], at = pos - first;
-            if (pos >= 0 && pos < end && at >= 0 && at < words * 32)
-                atomicOr(bits + t * words + at / 32, 1u << at % 32);
+        for (int j0 = threadIdx.x; j0 < count; j0 += 8 * THREADS) {
+            int pos[8]; /* so many loads at a time */
+#pragma unroll
+            for (int u = 0; u < 8; u++)
+                pos[u] = j0 + u * THREADS < count ? list[j0 + u * THREADS] : -1;
+#pragma unroll
+            for (int u = 0; u < 8; u++) {
+                int at = pos[u] - first;
+                if (pos[u] >= 0 && pos[u] < end && at >= 0 && at < words * 32)
+                    atomicOr(bits + t * words + at / 32, 1u << at % 32);
+            }
         }
     }
     __syncthreads();
@@ -91,15 +98,7 @@ __device__ __forceinline__ bool unrelated(const struct group_lists &l, const uin
             found += 1 + (int)((bits[pos / 32] >> pos % 32 & 1) << 16);
     }
     sum_before(found, warp_sums, &all);
-    return (all >> 16) * 4 < (all & 0xFFFF);
-}
-
-__device__ __forceinline__ uint32_t any_token(const uint32_t *bits, int words, int tokens, int i)
-{
-    uint32_t all = 0;
-    for (int t = 0; t < tokens; t++)
-        all |= bits[t * words + i];
-    return all;
+    return (all >> 16) * 5 < (all & 0xFFFF);
 }
 
 __global__ void __launch_bounds__(MLA_UNION_THREADS)
@@ -135,8 +134,7 @@ __global__ void __launch_bounds__(MLA_UNION_THREADS)
         listed += count_of(l, t);
     int most = min(g.capacity, (int)((int64_t)listed * args.most / 256));
 
-    uint32_t *bits = (uint32_t *)shared;
-    uint32_t *entries = bits + l.tokens * args.words;
+    uint32_t *bits = (uint32_t *)shared, *entries = g.entries + (int64_t)blockIdx.x * g.capacity;
     int used = 0; /* entries so far */
     for (int first = 0; first < l.seq_len; first += args.words * 32) {
         int words = min(args.words, (l.seq_len - first + 31) / 32);
@@ -147,32 +145,30 @@ __global__ void __launch_bounds__(MLA_UNION_THREADS)
             return;
         }
         mark_keys(l, bits, words, first, 1, l.tokens);
-        /* Each thread counts, then lists, the keys of neighbouring words. */
-        int share = (words + THREADS - 1) / THREADS;
-        int from = min(words, (int)threadIdx.x * share), to = min(words, from + share);
-        int mine = 0, all;
-        for (int i = from; i < to; i++)
-            mine += __popc(any_token(bits, words, l.tokens, i));
-        int at = sum_before(mine, warp_sums, &all);
-        if (used + all > most) { /* the same in every thread */
-            if (threadIdx.x == 0)
-                g.counts[number] = -1;
-            return;
-        }
-        for (int i = from; i < to; i++)
-            for (uint32_t left = any_token(bits, words, l.tokens, i); left; left &= left - 1) {
+        for (int i = threadIdx.x; i - (int)threadIdx.x < words; i += THREADS) {
+            uint32_t of_token[MLA_UNION_TOKENS], left = 0;
+#pragma unroll
+            for (int t = 0; t < MLA_UNION_TOKENS; t++) {
+                of_token[t] = t < l.tokens && i < words ? bits[t * words + i] : 0;
+                left |= of_token[t];
+            }
+            int all, at = used + sum_before(__popc(left), warp_sums, &all);
+            if (used + all > most) { /* the same in every thread */
+                if (threadIdx.x == 0)
+                    g.counts[number] = -1;
+                return;
+            }
+            used += all;
+            for (; left; left &= left - 1) {
                 int bit = __ffs((int)left) - 1;
                 uint32_t mask = 0;
-                for (int t = 0; t < l.tokens; t++)
-                    mask |= (bits[t * words + i] >> bit & 1) << t;
+#pragma unroll
+                for (int t = 0; t < MLA_UNION_TOKENS; t++)
+                    mask |= (of_token[t] >> bit & 1) << t;
                 mask = MLA_MUTANT == 4 ? 255 : mask;
                 entries[at++] = (uint32_t)(first + i * 32 + bit) | mask << MLA_UNION_MASK;
             }
-        __syncthreads();
-        for (int i = threadIdx.x; i < all; i += THREADS)
-            g.entries[(int64_t)blockIdx.x * g.capacity + used + i] = entries[i];
-        __syncthreads();
-        used += all;
+        }
     }
     if (threadIdx.x == 0)
         g.counts[number] = used;

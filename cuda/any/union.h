@@ -35,8 +35,8 @@ struct mla_union_args {
     struct mla_mqa_groups groups;
 };
 
-/* union.cu: a block a group, MLA_UNION_THREADS threads, size · words · 4 + capacity · 4 bytes of
- * dynamic shared memory. */
+/* union.cu: a block a group, MLA_UNION_THREADS threads, size · words · 4 bytes of dynamic
+ * shared memory. */
 const void *mla_union_function(void);
 
 /* union.c. Numbers of groups end below this. */

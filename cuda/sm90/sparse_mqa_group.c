@@ -16,14 +16,14 @@
 enum {
     ROWS = MLA_SPARSE_SM90_HEADS,
     LEAST_HEADS = ROWS / MLA_UNION_TOKENS,
-    MOST_CAPACITY = 14 << 10 /* entries: what union.cu has shared memory for */
+    MOST_CAPACITY = 1 << 20 /* entries */
 };
 
-/* Longest union that gains, in 256ths of its entries. A key costs 64 rows 1.45 times the time that it
+/* Longest union that gains, in 256ths of its entries. A key costs 64 rows 1.3 times the time that it
  * costs mqa_any's 16 and 0.8 times that of 32 (docs/performance.md). */
 static int most_union(const mla_problem *p)
 {
-    return p->heads_q <= 16 ? 160 : 256;
+    return p->heads_q <= 16 ? 184 : 256;
 }
 
 static int64_t longest_request(const struct mla_job *job)
