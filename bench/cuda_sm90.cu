@@ -116,6 +116,7 @@ static struct mla_job make_job(const mla_context *context, const mla_problem *p,
     job.context = (mla_context *)context;
     job.problem = p;
     job.kernel = kernel;
+    job.named = true;
     job.requests = r;
     job.num_requests = 1;
     if (!kernel->supports(&job, why, sizeof why) || kernel->prepare(&job) != MLA_OK) {

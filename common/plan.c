@@ -89,6 +89,7 @@ static bool accepts(struct chooser *c, const struct mla_kernel *kernel, mla_rout
                  mla_proof_name(kernel->proof));
     } else {
         struct mla_job job = job_of(c->plan, c->options, kernel, route);
+        job.named = kernel == c->named;
         job.requests = request;
         job.num_requests = 1;
         if (!kernel->supports || kernel->supports(&job, why, sizeof why))

@@ -10,6 +10,7 @@ static const struct mla_kernel *const kernels[] = {
 #endif
 #ifdef MLA_WITH_SM90
     &mla_sparse_mqa_group_sm90, &mla_sparse_mqa_group_latent_sm90,
+    &mla_sparse_mqa_prefill_sm90, &mla_sparse_mqa_latent_sm90,
 #endif
     &mla_mqa_any, &mla_mqa_latent_any,
 #ifdef MLA_WITH_SM100
@@ -18,8 +19,7 @@ static const struct mla_kernel *const kernels[] = {
     &mla_mha_any, &mla_mha_latent_any,
 #ifdef MLA_WITH_SM90
     /* Behind the portable rows, so that only a name chooses them: not measured yet. */
-    &mla_mha_prefill_sm90, &mla_mha_latent_sm90, &mla_sparse_mqa_prefill_sm90,
-    &mla_sparse_mqa_latent_sm90,
+    &mla_mha_prefill_sm90, &mla_mha_latent_sm90,
 #endif
     &mla_mqa_generic, &mla_mha_generic, NULL};
 

@@ -559,20 +559,12 @@ void model_mbarrier_wait(uint32_t bar, uint32_t parity, struct model_at at)
 
 static struct model_queue register_queue;
 
-/* What setmaxnreg has to share out is what the block got at launch: 64512 registers for 384 threads,
- * not the register file. */
-static int registers_at_launch(const struct model_block *block)
-{
-    int threads = (block->threads + 127) / 128 * 128, each = 65536 / threads / 8 * 8;
-    return threads * (each > 256 ? 256 : each);
-}
-
 static bool enough_registers(const struct model_block *block, const struct model_warp *warp, int n)
 {
     int all = 0;
     for (int w = 0; w < block->warps; w++)
         all += 32 * (&block->warp[w] == warp ? n : block->warp[w].registers);
-    return all <= registers_at_launch(block);
+    return all <= 65536;
 }
 
 static void describe_registers(const void *object, char *text, size_t bytes)
@@ -581,7 +573,23 @@ static void describe_registers(const void *object, char *text, size_t bytes)
     int all = 0;
     for (int w = 0; w < b->warps; w++)
         all += 32 * b->warp[w].registers;
-    snprintf(text, bytes, "(%d of %d registers are taken)", all, registers_at_launch(b));
+    snprintf(text, bytes, "(%d of 65536 registers are taken)", all);
+}
+
+/* What warps share out is what the block got at launch, 64512 registers for 384 threads, not the
+ * register file: once all have said what they want, more than that is never to be had. */
+static void check_shares(const struct model_block *block, const char *what, struct model_at at)
+{
+    int threads = 32 * block->warps, each = 65536 / ((threads + 127) / 128 * 128) / 8 * 8, all = 0;
+    each = each > 256 ? 256 : each;
+    for (int w = 0; w < block->warps; w++) {
+        if (block->warp[w].registers == each)
+            return;
+        all += 32 * block->warp[w].registers;
+    }
+    if (all > threads * each)
+        model_fail(at, "%s: the warps want %d registers, the block has %d", what, all,
+                   threads * each);
 }
 
 void model_setmaxnreg(int registers, bool more, struct model_at at)
@@ -597,6 +605,7 @@ void model_setmaxnreg(int registers, bool more, struct model_at at)
     while (warp->registers != registers && !enough_registers(block, warp, registers))
         model_sleep(&register_queue, what, block, describe_registers, at);
     warp->registers = registers;
+    check_shares(block, what, at);
     model_wake_all(&register_queue);
 }
 

@@ -24,7 +24,6 @@
  *   work_full[2]     1            gather                        1, 2
  *   work_free[2]     8            warps of 1, 2: are through    gather
  *   q_full           1 + tx       gather (TMA)                  1, 2
- *   q_free           8            warps of 1, 2: last scores    gather
  *   k_full[stage]    4 · blocks   gather warps of the cluster   1 or 2
  *   k_free[stage]    8 · blocks   warps of 1, 2 of the cluster  gather
  *   p_full[stage]    4            warps of 1 or 2               the other
@@ -71,8 +70,11 @@
 #ifndef SPARSE_ORDER
 #define SPARSE_ORDER 0
 #endif
-#ifndef SPARSE_PFIRST
-#define SPARSE_PFIRST 0
+#ifndef SPARSE_EARLY
+#define SPARSE_EARLY 1
+#endif
+#ifndef SPARSE_OWN2
+#define SPARSE_OWN2 0
 #endif
 
 static const int SPARSE_THREADS = 384, KEYS = MLA_SPARSE_SM90_KEYS, HEADS = MLA_SPARSE_SM90_HEADS;
@@ -94,10 +96,11 @@ template <int ROPE_, bool GROUP_> struct sparse_shape {
     static const u32 sums_at = factors_at + STAGES * HEADS * 4; /* [slot][warpgroup][row] */
     static const u32 seen_at = sums_at + 4 * HEADS * 4;         /* [stage][token][warp], words */
     static const u32 works_at = seen_at + STAGES * TOKENS * 16; /* 48 bytes each */
-    static const u32 work_full = works_at + 2 * 48, work_free = work_full + 16,
-                     k_full = work_free + 16, /* [stage][half], as the next */
-        k_free = k_full + 16 * STAGES, seen = k_free + 16 * STAGES, p_full = seen + 8 * STAGES,
-                     q_full = p_full + 8 * STAGES, q_free = q_full + 8, shared_bytes = q_free + 8;
+    static const u32 work_full = works_at + 2 * 48, work_free = work_full + 16;
+    static const u32 k_full = work_free + 16;       /* [stage][quarter] */
+    static const u32 k_free = k_full + 32 * STAGES; /* [stage][two quarters, a half] */
+    static const u32 seen = k_free + 32 * STAGES, p_full = seen + 8 * STAGES,
+                     q_full = p_full + 8 * STAGES, shared_bytes = q_full + 8;
     static_assert(ROPE == 0 || ROPE == 64, "rope 0 or 64");
     static_assert(shared_bytes <= 232448, "227 KB of shared memory a block");
 };
@@ -200,24 +203,32 @@ __device__ __forceinline__ struct sparse_work find_sparse_work(const struct mla_
 /* Copies a half of a stage's tiles: those of the warpgroup that owns it, or the others and rope.
  * from: this thread's pieces of its rows; rows in `there` are zeros elsewhere. */
 template <class S>
-__device__ __forceinline__ void copy_half(u32 smem, u32 to, u32 stage, u32 half,
+__device__ __forceinline__ void copy_half(u32 smem, u32 to, u32 stage, u32 phase, u32 half,
                                           const char *const (&data)[S::ROWS],
                                           const char *const (&rope)[S::ROWS], u32 there)
 {
     const u32 tile0 = (stage ^ half) * 4;
     const u32 at = opaque(to + stage * S::stage_bytes + tile0 * S::tile_bytes);
     const u32 rope_at = opaque(to + stage * S::stage_bytes + 8 * S::tile_bytes);
+    const char *from[S::ROWS];
 #pragma unroll
-    for (int i = 0; i < S::ROWS; i++) {
-        const u32 bytes = there >> i & 1 ? 16 : 0;
-        const char *from = opaque(data[i] + tile0 * 128);
+    for (int i = 0; i < S::ROWS; i++)
+        from[i] = opaque(data[i] + tile0 * 128);
 #pragma unroll
-        for (int tile = 0; tile < 4; tile++)
-            cp_async_cg_16(at + i * 2048 + tile * S::tile_bytes, from + tile * 128, bytes);
-        if (S::ROPE && half)
-            cp_async_cg_16(rope_at + i * 2048, rope[i], bytes);
+    for (int pair = 0; pair < 2; pair++) {
+        if (!half || !pair)
+            mbarrier_wait(smem + S::k_free + (stage * 4 + half * 2 + pair) * 8, phase);
+#pragma unroll
+        for (int i = 0; i < S::ROWS; i++) {
+            const u32 bytes = there >> i & 1 ? 16 : 0;
+#pragma unroll
+            for (int tile = pair * 2; tile < pair * 2 + 2; tile++)
+                cp_async_cg_16(at + i * 2048 + tile * S::tile_bytes, from[i] + tile * 128, bytes);
+            if (S::ROPE && half && pair)
+                cp_async_cg_16(rope_at + i * 2048, rope[i], bytes);
+        }
+        cp_async_mbarrier_arrive_noinc(smem + S::k_full + (stage * 4 + half * 2 + pair) * 8);
     }
-    cp_async_mbarrier_arrive_noinc(smem + S::k_full + stage * 16 + half * 8);
 }
 
 template <class S>
@@ -318,8 +329,7 @@ __device__ __forceinline__ void gather_works(const struct mla_sparse_sm90_args &
                 rope[i] = opaque(rope[i]);
                 there |= (u32)see << i;
             }
-            mbarrier_wait(smem + S::k_free + stage * 16, phase);
-            copy_half<S>(smem, to, stage, 0, data, rope, there);
+            copy_half<S>(smem, to, stage, phase, 0, data, rope, there);
             fetch_pages();
             fetch_entries(step + 2);
             const int seers = S::GROUP ? args.groups.size : 1;
@@ -338,8 +348,7 @@ __device__ __forceinline__ void gather_works(const struct mla_sparse_sm90_args &
                               MLA_MUTANT == 20 ? ~0u : seen);
             }
             release(smem + S::seen + stage * 8);
-            mbarrier_wait(smem + S::k_free + stage * 16 + 8, phase);
-            copy_half<S>(smem, to, stage, 1, data, rope, there);
+            copy_half<S>(smem, to, stage, phase, 1, data, rope, there);
         }
     }
 }
@@ -349,14 +358,12 @@ __device__ __forceinline__ void gather_works(const struct mla_sparse_sm90_args &
 /* The queries of the work in a slot of notes, if there is one; by a warp. */
 template <class S>
 __device__ __forceinline__ void load_queries(const struct mla_sparse_sm90_args &args, u32 smem,
-                                             struct ring<2> slot, u32 *phase)
+                                             struct ring<2> slot)
 {
     const u32 note = smem + S::works_at + slot.stage * 48;
     mbarrier_wait(smem + S::work_full + slot.stage * 8, slot.phase);
     if (ld_shared<int>(note) <= 0)
         return;
-    mbarrier_wait(smem + S::q_free, *phase ^ 1);
-    *phase ^= 1;
     if (elect_one()) {
         const int head0 = ld_shared<int>(note + 4), token = ld_shared<int>(note + 12);
         mbarrier_arrive_expect_tx(smem + S::q_full, S::q_bytes);
@@ -377,32 +384,38 @@ template <class S> __device__ __forceinline__ struct sparse_note read_note(u32 s
             ld_shared<int>(note + 12), ld_shared<int>(note + 16), ld_shared<int64_t>(note + 24)};
 }
 
-/* Half of a stage's keys have come. */
+/* A quarter of a stage's keys has come. */
 template <class S>
-__device__ __forceinline__ void wait_keys(u32 smem, u32 stage, int half, u32 phase)
+__device__ __forceinline__ void wait_keys(u32 smem, u32 stage, int quarter, u32 phase)
 {
-    mbarrier_wait(smem + S::k_full + stage * 16 + half * 8, phase);
+    if (MLA_MUTANT != 7 || quarter != 3)
+        mbarrier_wait(smem + S::k_full + (stage * 4 + quarter) * 8, phase);
     if (MLA_MUTANT != 1)
         fence_proxy_async();
 }
 
 /* Issues S (+)= Q·K^T of half of this warpgroup's stage: its own columns, then the rest. */
 template <class T, class S>
-__device__ __forceinline__ void issue_half_scores(float (&s)[KEYS / 2], u32 smem, u32 wg, int half)
+__device__ __forceinline__ void issue_half_scores(float (&s)[KEYS / 2], u32 smem, u32 wg, int half,
+                                                  u32 phase)
 {
-    const u32 tile0 = (wg ^ half) * 4;
+    const u32 tile0 = (wg ^ half) * 4, keys = smem + S::k_at + wg * S::stage_bytes;
     const u64 a = wgmma_desc(smem + tile0 * (HEADS * 128), 16, 1024, 128);
-    const u64 b =
-        wgmma_desc(smem + S::k_at + wg * S::stage_bytes + tile0 * S::tile_bytes, 16, 1024, 128);
+    const u64 b = wgmma_desc(keys + tile0 * S::tile_bytes, 16, 1024, 128);
+    wait_keys<S>(smem, wg, half * 2, phase);
     wgmma_fence();
 #pragma unroll
-    for (int i = 0; i < 16; i++)
+    for (int i = 0; i < 16; i++) {
+        if (i == 8) {
+            wait_keys<S>(smem, wg, half * 2 + 1, phase);
+            wgmma_fence();
+        }
         wgmma_ss<T, KEYS>(s, desc_advance(a, i / 4 * (HEADS * 128) + i % 4 * 32),
                           desc_advance(b, i / 4 * S::tile_bytes + i % 4 * 32), half || i > 0);
+    }
     if (half && S::ROPE) {
         const u64 qr = wgmma_desc(smem + 8 * (HEADS * 128), 16, 1024, 128);
-        const u64 kr =
-            wgmma_desc(smem + S::k_at + wg * S::stage_bytes + 8 * S::tile_bytes, 16, 1024, 128);
+        const u64 kr = wgmma_desc(keys + 8 * S::tile_bytes, 16, 1024, 128);
 #pragma unroll
         for (int i = 0; i < 4; i++)
             wgmma_ss<T, KEYS>(s, desc_advance(qr, i * 32), desc_advance(kr, i * 32), true);
@@ -544,6 +557,18 @@ __device__ __forceinline__ void issue_own_values(float (&o)[128], const u32 (&p)
 {
     const u64 b = values_desc<S>(smem, wg, wg);
     wgmma_fence();
+    if (SPARSE_OWN2) {
+#pragma unroll
+        for (int n = 0; n < 2; n++) {
+            wgmma_fence();
+#pragma unroll
+            for (int i = 0; i < KEYS / 16; i++)
+                wgmma_rs<T, 128, 1>((float(&)[64])o[n * 64], p[i],
+                                    desc_advance(b, i * 2048 + n * 2 * S::tile_bytes), true);
+            wgmma_commit();
+        }
+        return;
+    }
 #pragma unroll
     for (int i = 0; i < KEYS / 16; i++)
         wgmma_rs<T, 256, 1>(o, p[i], desc_advance(b, i * 2048), true);
@@ -603,53 +628,68 @@ __device__ __forceinline__ void read_block(u32 smem, u32 stage, u32 phase, int r
     }
 }
 
-/* This warpgroup's 256 columns of the rows that exist, times their factors. */
-template <class S>
-__device__ __forceinline__ void store_columns(const struct mla_sparse_sm90_args &args,
-                                              const struct sparse_note &n, int wg, int row0,
-                                              const float (&factors)[2], const float (&o)[128])
+/* This warpgroup's 256 columns of two rows, times their factors, 16 bytes at a time. */
+template <class X>
+__device__ __forceinline__ void store_wide(char *const (&to)[2], const bool (&there)[2],
+                                           const float (&factors)[2], const float (&o)[128])
 {
-    const struct mla_mqa_args &a = args.a;
-    const int t = threadIdx.x & 3;
 #pragma unroll
-    for (int half = 0; half < 2; half++) {
-        const int row = row0 + half * 8;
-        const bool there = row < n.rows;
-        const float factor = factors[half];
-        const int64_t to =
-            n.split    ? (n.part + row) * MLA_MQA_LATENT
-            : S::GROUP ? (int64_t)(n.token + row / a.heads) * a.out_stride[0] +
-                             row % a.heads * a.out_stride[1]
-                       : (int64_t)n.token * a.out_stride[0] + (n.head0 + row) * a.out_stride[1];
+    for (int j = 0; j < 8; j++) {
 #pragma unroll
-        for (int j = 0; j < 8; j++) {
-            float x[4][2];
-#pragma unroll
-            for (int i = 0; i < 4; i++)
-#pragma unroll
-                for (int e = 0; e < 2; e++) /* without weight zero, whatever o holds */
-                    x[i][e] = factor == 0 ? 0 : o[(j * 4 + i) * 4 + half * 2 + e] * factor;
-            const int64_t column = to + wg * 256 + j * 32;
-            if (n.split || a.out_dtype == MLA_F32 || !args.wide_stores) {
-#pragma unroll
-                for (int i = 0; i < 4; i++) {
-                    const int64_t at = column + i * 8 + t * 2;
-                    if (there && n.split)
-                        *(float2 *)(a.part_out + at) = make_float2(x[i][0], x[i][1]);
-                    else if (there)
-                        store_pair(a.out_dtype, a.out, at, x[i][0], x[i][1]);
-                }
-                continue;
-            }
+        for (int half = 0; half < 2; half++) {
             u32 two[4];
 #pragma unroll
             for (int i = 0; i < 4; i++)
-                two[i] = a.out_dtype == MLA_BF16 ? cvt_rn_bf16x2_f32(x[i][0], x[i][1])
-                                                 : cvt_rn_f16x2_f32(x[i][0], x[i][1]);
+                two[i] = X::pack(o[(j * 4 + i) * 4 + half * 2] * factors[half],
+                                 o[(j * 4 + i) * 4 + half * 2 + 1] * factors[half]);
             uint4 piece = transpose_quad(two[0], two[1], two[2], two[3]);
-            if (there)
-                *(uint4 *)(a.out + (column + t * 8) * 2) = piece;
+            if (there[half])
+                *(uint4 *)(to[half] + j * 64) = piece;
         }
+    }
+}
+
+/* The same of the rows that exist, in any type. */
+template <class S>
+__device__ __forceinline__ void store_columns(const struct mla_sparse_sm90_args &args,
+                                              const struct sparse_note &n, int wg, int row0,
+                                              const float (&factors)[2], float (&o)[128])
+{
+    const struct mla_mqa_args &a = args.a;
+    const int t = threadIdx.x & 3;
+    const bool there[2] = {row0 < n.rows, row0 + 8 < n.rows};
+    if (__any_sync(~0u, factors[0] == 0 || factors[1] == 0)) { /* zeros, whatever o holds */
+#pragma unroll
+        for (int i = 0; i < 128; i++)
+            o[i] = factors[i >> 1 & 1] == 0 ? 0 : o[i];
+    }
+    int64_t column[2]; /* this warpgroup's first one of a row */
+#pragma unroll
+    for (int half = 0; half < 2; half++) {
+        const int row = row0 + half * 8;
+        const int token = n.token + (S::GROUP ? row / a.heads : 0);
+        const int head = S::GROUP ? row % a.heads : n.head0 + row;
+        column[half] = wg * 256 + (n.split ? (n.part + row) * MLA_MQA_LATENT
+                                           : (int64_t)token * a.out_stride[0] +
+                                                 head * a.out_stride[1]);
+    }
+    if (!n.split && a.out_dtype != MLA_F32 && args.wide_stores) {
+        char *const to[2] = {a.out + (column[0] + t * 8) * 2, a.out + (column[1] + t * 8) * 2};
+        if (a.out_dtype == MLA_BF16)
+            store_wide<bf16>(to, there, factors, o);
+        else
+            store_wide<f16>(to, there, factors, o);
+        return;
+    }
+#pragma unroll
+    for (int i = 0; i < 64; i++) {
+        const int half = i & 1;
+        const int64_t at = column[half] + i / 2 * 8 + t * 2;
+        const float x = o[i * 2] * factors[half], y = o[i * 2 + 1] * factors[half];
+        if (there[half] && n.split)
+            *(float2 *)(a.part_out + at) = make_float2(x, y);
+        else if (there[half])
+            store_pair(a.out_dtype, a.out, at, x, y);
     }
 }
 
@@ -674,9 +714,8 @@ __device__ __forceinline__ void attend_works(const struct mla_sparse_sm90_args &
     struct sparse_rows r;
     r.phase = 0;
     const bool loads = warp_index() == 4;
-    u32 load_phase = 0;
     if (loads)
-        load_queries<S>(args, smem, slot, &load_phase);
+        load_queries<S>(args, smem, slot);
     for (;;) {
         mbarrier_wait(smem + S::work_full + slot.stage * 8, slot.phase);
         const int steps = ld_shared<int>(smem + S::works_at + slot.stage * 48);
@@ -693,11 +732,13 @@ __device__ __forceinline__ void attend_works(const struct mla_sparse_sm90_args &
             r.sum[half] = 0;
         }
         if (steps > 0) {
-            mbarrier_wait(smem + S::q_full, q_phase);
+            /* Who has no block of this work would come too late: the next queries may be there. */
+            if ((int)(wg ^ first) < steps)
+                mbarrier_wait(smem + S::q_full, q_phase);
             q_phase ^= 1;
-            if (steps == 1 && first != wg)
-                release(smem + S::q_free);
         }
+        struct ring<2> next = slot;
+        next.next();
         auto take_turn = [&](auto is_first, bool last) __attribute__((always_inline))
         {
             constexpr bool FIRST = decltype(is_first)::value;
@@ -712,50 +753,54 @@ __device__ __forceinline__ void attend_works(const struct mla_sparse_sm90_args &
             auto other_done = [&]() __attribute__((always_inline))
             {
                 wgmma_bind(o);
-                release(smem + S::k_free + (wg ^ 1) * 16 + 1 * 8);
+                release(smem + S::k_free + ((wg ^ 1) * 4 + 2) * 8);
                 other_phase ^= 1;
             };
-            if (SPARSE_ORDER == 2 && !FIRST)
-                other_block();
-            wait_keys<S>(smem, wg, 0, r.phase);
-            if (last && MLA_MUTANT == 6)
-                release(smem + S::q_free);
-            issue_half_scores<T, S>(s, smem, wg, 0);
             if (SPARSE_ORDER == 2 && !FIRST) {
+                other_block();
+                if (SPARSE_EARLY) {
+                    wgmma_wait<0>();
+                    other_done();
+                }
+            }
+            issue_half_scores<T, S>(s, smem, wg, 0, r.phase);
+            if (SPARSE_ORDER == 2 && !FIRST && !SPARSE_EARLY) {
                 wgmma_wait<1>();
                 other_done();
             }
-            if (SPARSE_ORDER == 0 && !FIRST)
-                other_block();
-            wait_keys<S>(smem, wg, 1, r.phase);
-            issue_half_scores<T, S>(s, smem, wg, 1);
             if (SPARSE_ORDER == 0 && !FIRST) {
-                wgmma_wait<1>();
-                other_done();
-            }
-            if (SPARSE_ORDER == 1 && !FIRST) {
                 other_block();
-                wgmma_wait<1>();
-            } else {
-                wgmma_wait<0>();
+                if (SPARSE_EARLY) {
+                    wgmma_wait<0>();
+                    wgmma_bind(s);
+                    other_done();
+                }
             }
-            wgmma_bind(s);
-            if (last && MLA_MUTANT != 6)
-                release(smem + S::q_free);
-            weigh_block<T, S>(s, p, smem, wg, tokens, a.scale_log2, &r);
-            if (!SPARSE_PFIRST)
-                publish_block<S>(p, smem, wg, row, r);
-            if (SPARSE_ORDER == 1 && !FIRST) {
-                wgmma_wait<0>();
+            issue_half_scores<T, S>(s, smem, wg, 1, r.phase);
+            if (MLA_MUTANT == 6 && loads && last)
+                load_queries<S>(args, smem, next);
+            if (SPARSE_ORDER == 0 && !FIRST && !SPARSE_EARLY) {
+                wgmma_wait<1>();
                 other_done();
             }
+            wgmma_wait<0>();
+            wgmma_bind(s);
+            weigh_block<T, S>(s, p, smem, wg, tokens, a.scale_log2, &r);
+            publish_block<S>(p, smem, wg, row, r);
             rescale(o, r.factor);
+            if (MLA_MUTANT == 8)
+                release(smem + S::k_free + wg * 32);
             issue_own_values<T, S>(o, p, smem, wg);
-            if (SPARSE_PFIRST)
-                publish_block<S>(p, smem, wg, row, r);
+            if (SPARSE_OWN2) {
+                wgmma_wait<1>();
+                if (MLA_MUTANT != 8)
+                    release(smem + S::k_free + wg * 32);
+            }
             wgmma_wait<0>();
             wgmma_bind(o);
-            release(smem + S::k_free + (wg)*16 + 0 * 8);
+            if (!SPARSE_OWN2)
+                release(smem + S::k_free + wg * 32);
+            release(smem + S::k_free + wg * 32 + 8);
             r.phase ^= 1;
         };
         int j = (int)(wg ^ first);
@@ -775,15 +820,12 @@ __device__ __forceinline__ void attend_works(const struct mla_sparse_sm90_args &
             issue_other_values<T, S>(o, smem, wg);
             wgmma_wait<0>();
             wgmma_bind(o);
-            release(smem + S::k_free + (wg ^ 1) * 16 + 1 * 8);
+            release(smem + S::k_free + ((wg ^ 1) * 4 + 2) * 8);
             other_phase ^= 1;
         }
         first ^= steps & 1;
-        if (loads) {
-            struct ring<2> next = slot;
-            next.next();
-            load_queries<S>(args, smem, next, &load_phase);
-        }
+        if (loads && MLA_MUTANT != 6) /* all scores are done: P of every block has been seen */
+            load_queries<S>(args, smem, next);
         const struct sparse_note n = read_note<S>(smem, slot.stage);
         end_rows<S>(a, n, smem, wg, row, slot.stage, &r);
         store_columns<S>(args, n, wg, row, r.factor, o);
@@ -807,12 +849,11 @@ __global__ void __launch_bounds__(SPARSE_THREADS, 1)
             mbarrier_init(smem + S::seen + i * 8, S::GATHER);
             mbarrier_init(smem + S::p_full + i * 8, 4);
         }
-        for (int i = 0; i < 4; i++) {
+        for (int i = 0; i < 8; i++) {
             mbarrier_init(smem + S::k_full + i * 8, 32 * S::GATHER);
             mbarrier_init(smem + S::k_free + i * 8, 4);
         }
         mbarrier_init(smem + S::q_full, 1);
-        mbarrier_init(smem + S::q_free, 8);
         fence_mbarrier_init();
     }
     __syncthreads();
