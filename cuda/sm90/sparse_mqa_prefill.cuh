@@ -1,47 +1,54 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Absorbed-form attention over top-k lists on sm_90a (wgmma, TMA for Q): out = softmax(scale · q ·
- * K^T) · K[:, :512], 64 heads of one query token a block, bf16 or f16 caches, flat or paged.
+/* Absorbed-form attention over top-k lists on sm_90a (wgmma, cp.async, TMA for Q): out =
+ * softmax(scale · q · K^T) · K[:, :512], 64 heads of one query token a block, bf16 or f16 caches,
+ * flat or paged.
  *
- * Persistent blocks, one an SM, of three warpgroups; a work is a token, 64 heads (128 for a cluster
- * of two blocks) and a split of its list. Keys come in blocks of 64.
+ * Persistent blocks, one an SM, of three warpgroups; a work is a token, 64 heads and a split of its
+ * list. Keys come in blocks of 64; block n, counted over all works of the block, lies in stage n %
+ * 2, which belongs to warpgroup n % 2 + 1.
  *
  *   warpgroup  registers  duty
- *   0          120        gathers rows: 16-byte loads into registers, from there to shared memory
- *   1          192        scores and softmax of even blocks; columns 0-255 of the output
- *   2          192        scores and softmax of odd blocks; columns 256-511 of the output
- *
- * Registers are the third stage of the gather: rows of the next block are loaded while both stages
- * in shared memory are in use. In a cluster each block gathers 32 of the 64 keys and writes them to
- * both, which halves what L2 must deliver.
+ *   0          72         gathers rows: 36 cp.async of 16 bytes a thread and block of keys
+ *   1          216        scores and softmax of stage 0; columns 0-255 of the output
+ *   2          216        scores and softmax of stage 1; columns 256-511 of the output
  *
  * Shared memory, bytes
  *   Q       64 heads x 576, nine tiles of [64][128 bytes], swizzled      73728
  *   K       two stages of 64 keys x 576, the same tiles                 147456
  *           the rope tile of a stage holds P once its scores are done
- *   largest scores and factors of a stage's rows, sums, valid keys, notes, barriers: 3 KB
+ *   largest scores and factors of a stage's rows, sums, visible keys, notes, barriers: 3 KB
  *
- *   barrier          count        arrives                       waits
- *   work_full[2]     1            gather                        1, 2
- *   work_free[2]     8            warps of 1, 2: are through    gather
- *   q_full           1 + tx       gather (TMA)                  1, 2
- *   k_full[stage]    4 · blocks   gather warps of the cluster   1 or 2
- *   k_free[stage]    8 · blocks   warps of 1, 2 of the cluster  gather
- *   p_full[stage]    4            warps of 1 or 2               the other
- *   named 1          256          1, 2: sums are exchanged
- *   named 2, 3       128          warps of 1, of 2: scores are done, P may be written
+ * A stage has two halves: the four tiles of its owner's columns, then the other four and rope. Each
+ * lands, is released and is filled again by itself.
  *
- * A warpgroup's turn, j its block: S(j) is issued, behind it O += P(j-1)·V(j-1) of the other's
- * block; the softmax of j runs beside the latter; then O += P(j)·V(j). The other warpgroup is half
- * a turn off:
+ *   barrier               count     arrives                              waits
+ *   work_full[2]          1         gather                               1, 2
+ *   work_free[2]          8         warps of 1, 2: are through           gather
+ *   q_full                1 + tx    warp 0 of 1 (TMA)                    1, 2
+ *   k_full[stage][half]   128       cp.async of the gather have landed   owner
+ *   seen[stage]           4         gather warps: visible keys           owner
+ *   k_free[stage][0]      4         warps of the owner                   gather
+ *   k_free[stage][1]      4         warps of the other warpgroup         gather
+ *   p_full[stage]         4         warps of the owner                   the other
+ *   named 1               256       1, 2: sums are exchanged
+ *   named 2, 3            128       warps of 1, of 2: scores are done, P may be written
  *
- *   1   S(2) PV(1) | softmax 2 | PV(2) | S(4) PV(3) | softmax 4 | ...
- *   2   ... | PV(1) | S(3) PV(2) | softmax 3 | PV(3) | S(5) PV(4) | ...
+ * A warpgroup's turn: scores of its stage's first half; O += P·V of the other's stage, which frees
+ * that one's second half; scores of the second half; softmax, P to shared memory for the other; O +=
+ * P·V of its own stage, P in registers, which frees its first half. The other warpgroup is half a
+ * turn off, so that its products fill the tensor cores during the softmax.
+ *
+ * Rows that land by cp.async are writes of the generic proxy; the threads that wait for them make
+ * the proxy fence before wgmma reads, as the barrier has ordered the writes before it. Queries need
+ * no barrier to be overwritten: a warpgroup that has seen P of every block knows that all scores of
+ * the work are done.
  *
  * The running maximum is one chain: block j starts from the maximum of j-1, so that both halves of
  * the output are rescaled alike.
  *
- * Clocks of 64 keys x 64 heads: 8.9 MFLOP take 2176 at 4096 a clock; shared memory 304 KB (Q and K
- * of 36 steps 144, P and V of 8 steps 80, writes 80) 2375 at 128 bytes.
+ * Clocks of 64 keys x 64 heads: 8.9 MFLOP take 2176 at 4096 a clock; shared memory 296 KB (Q and K
+ * of 36 steps 144, V 64, P 8 written and 8 read, keys 72) 2312 at 128 bytes; L2 72 KB, 2240 at the
+ * 33 bytes a clock and SM that a gather alone reaches. Measured: 3400 to 3500 (docs/performance.md).
  *
  * A key that the token does not see is zero in shared memory and its score -inf: what an invisible
  * slot holds reaches nothing. P is rounded to the input type unnormalised, its sum is of fp32
@@ -65,18 +72,6 @@
 #include "sparse_mqa_prefill.h"
 #include "warpgroup.cuh"
 
-#include <limits.h>
-
-#ifndef SPARSE_ORDER
-#define SPARSE_ORDER 0
-#endif
-#ifndef SPARSE_EARLY
-#define SPARSE_EARLY 1
-#endif
-#ifndef SPARSE_OWN2
-#define SPARSE_OWN2 0
-#endif
-
 static const int SPARSE_THREADS = 384, KEYS = MLA_SPARSE_SM90_KEYS, HEADS = MLA_SPARSE_SM90_HEADS;
 static const int GATHER_REGISTERS = 72, MATH_REGISTERS = 216;
 static_assert(GATHER_REGISTERS + 2 * MATH_REGISTERS <= 3 * 168, "what the launch gives a block");
@@ -85,8 +80,8 @@ template <int ROPE_, bool GROUP_> struct sparse_shape {
     static const bool GROUP = GROUP_; /* rows are the heads of several tokens */
     static const int TOKENS = GROUP ? MLA_UNION_TOKENS : 1; /* at most */
     static const int ROPE = ROPE_, STAGES = 2, TILES = (MLA_MQA_LATENT + ROPE) / 64;
-    static const int GATHER = 4,
-                     ROWS = KEYS / (4 * GATHER); /* warps; keys of each thread of them */
+    static const int GATHER = 4, /* warps; keys of each thread of them */
+        ROWS = KEYS / (4 * GATHER);
     static const u32 tile_bytes = KEYS * 128;
     static const u32 stage_bytes = 9 * tile_bytes; /* the ninth also without rope: P */
     static const u32 q_bytes = TILES * HEADS * 128;
@@ -96,10 +91,9 @@ template <int ROPE_, bool GROUP_> struct sparse_shape {
     static const u32 sums_at = factors_at + STAGES * HEADS * 4; /* [slot][warpgroup][row] */
     static const u32 seen_at = sums_at + 4 * HEADS * 4;         /* [stage][token][warp], words */
     static const u32 works_at = seen_at + STAGES * TOKENS * 16; /* 48 bytes each */
-    static const u32 work_full = works_at + 2 * 48, work_free = work_full + 16;
-    static const u32 k_full = work_free + 16;       /* [stage][quarter] */
-    static const u32 k_free = k_full + 32 * STAGES; /* [stage][two quarters, a half] */
-    static const u32 seen = k_free + 32 * STAGES, p_full = seen + 8 * STAGES,
+    static const u32 work_full = works_at + 2 * 48, work_free = work_full + 16,
+                     k_full = work_free + 16, /* [stage][half], as the next */
+        k_free = k_full + 16 * STAGES, seen = k_free + 16 * STAGES, p_full = seen + 8 * STAGES,
                      q_full = p_full + 8 * STAGES, shared_bytes = q_full + 8;
     static_assert(ROPE == 0 || ROPE == 64, "rope 0 or 64");
     static_assert(shared_bytes <= 232448, "227 KB of shared memory a block");
@@ -172,7 +166,7 @@ __device__ __forceinline__ struct sparse_work find_sparse_work(const struct mla_
             high = middle - 1;
     }
     const struct mla_mqa_request *r = &a.requests[low];
-    const int tiles = (a.heads + HEADS - 1) / (HEADS);
+    const int tiles = (a.heads + HEADS - 1) / HEADS;
     int local = index - r->first_block, split = local % r->splits, t = local / r->splits;
     int in_request = t / tiles, token = r->q_start + in_request, seq_len = r->seq_len_kv;
     if (a.seq_lens_kv)
@@ -203,32 +197,24 @@ __device__ __forceinline__ struct sparse_work find_sparse_work(const struct mla_
 /* Copies a half of a stage's tiles: those of the warpgroup that owns it, or the others and rope.
  * from: this thread's pieces of its rows; rows in `there` are zeros elsewhere. */
 template <class S>
-__device__ __forceinline__ void copy_half(u32 smem, u32 to, u32 stage, u32 phase, u32 half,
+__device__ __forceinline__ void copy_half(u32 smem, u32 to, u32 stage, u32 half,
                                           const char *const (&data)[S::ROWS],
                                           const char *const (&rope)[S::ROWS], u32 there)
 {
     const u32 tile0 = (stage ^ half) * 4;
     const u32 at = opaque(to + stage * S::stage_bytes + tile0 * S::tile_bytes);
     const u32 rope_at = opaque(to + stage * S::stage_bytes + 8 * S::tile_bytes);
-    const char *from[S::ROWS];
 #pragma unroll
-    for (int i = 0; i < S::ROWS; i++)
-        from[i] = opaque(data[i] + tile0 * 128);
+    for (int i = 0; i < S::ROWS; i++) {
+        const u32 bytes = there >> i & 1 ? 16 : 0;
+        const char *from = opaque(data[i] + tile0 * 128);
 #pragma unroll
-    for (int pair = 0; pair < 2; pair++) {
-        if (!half || !pair)
-            mbarrier_wait(smem + S::k_free + (stage * 4 + half * 2 + pair) * 8, phase);
-#pragma unroll
-        for (int i = 0; i < S::ROWS; i++) {
-            const u32 bytes = there >> i & 1 ? 16 : 0;
-#pragma unroll
-            for (int tile = pair * 2; tile < pair * 2 + 2; tile++)
-                cp_async_cg_16(at + i * 2048 + tile * S::tile_bytes, from[i] + tile * 128, bytes);
-            if (S::ROPE && half && pair)
-                cp_async_cg_16(rope_at + i * 2048, rope[i], bytes);
-        }
-        cp_async_mbarrier_arrive_noinc(smem + S::k_full + (stage * 4 + half * 2 + pair) * 8);
+        for (int tile = 0; tile < 4; tile++)
+            cp_async_cg_16(at + i * 2048 + tile * S::tile_bytes, from + tile * 128, bytes);
+        if (S::ROPE && half)
+            cp_async_cg_16(rope_at + i * 2048, rope[i], bytes);
     }
+    cp_async_mbarrier_arrive_noinc(smem + S::k_full + stage * 16 + half * 8);
 }
 
 template <class S>
@@ -239,7 +225,8 @@ __device__ __forceinline__ void gather_works(const struct mla_sparse_sm90_args &
     /* Eight threads a row: key 16 i + sub of a block, pieces part, part + 8, ... */
     const u32 lane = opaque((u32)threadIdx.x), sub = lane / 8, part = lane % 8, warp = lane / 32;
     const u32 to = opaque(smem + S::k_at + sub * 128 + ((part ^ (sub & 7)) << 4));
-    const bool joined = c.rope - c.data == 1024 && (c.page_size || c.rope_row_bytes == c.row_bytes);
+    const bool joined =
+        !S::ROPE || (c.rope - c.data == 1024 && (c.page_size || c.rope_row_bytes == c.row_bytes));
     u32 works = 0, blocks = 0;
     for (int index = blockIdx.x;; index += gridDim.x) {
         if (S::GROUP)
@@ -265,7 +252,7 @@ __device__ __forceinline__ void gather_works(const struct mla_sparse_sm90_args &
         if (stop)
             return;
         const int32_t *list = w.list + sub;
-        const char *base = c.data + part * 16, *rope_base = c.rope + part * 16;
+        const char *base = c.data + part * 16, *rope_base = S::ROPE ? c.rope + part * 16 : base;
         if (!w.pages) {
             base += (int64_t)w.kv_start * c.row_bytes;
             rope_base += (int64_t)w.kv_start * c.rope_row_bytes;
@@ -329,7 +316,8 @@ __device__ __forceinline__ void gather_works(const struct mla_sparse_sm90_args &
                 rope[i] = opaque(rope[i]);
                 there |= (u32)see << i;
             }
-            copy_half<S>(smem, to, stage, phase, 0, data, rope, there);
+            mbarrier_wait(smem + S::k_free + stage * 16, phase);
+            copy_half<S>(smem, to, stage, 0, data, rope, there);
             fetch_pages();
             fetch_entries(step + 2);
             const int seers = S::GROUP ? args.groups.size : 1;
@@ -348,12 +336,13 @@ __device__ __forceinline__ void gather_works(const struct mla_sparse_sm90_args &
                               MLA_MUTANT == 20 ? ~0u : seen);
             }
             release(smem + S::seen + stage * 8);
-            copy_half<S>(smem, to, stage, phase, 1, data, rope, there);
+            mbarrier_wait(smem + S::k_free + stage * 16 + 8, phase);
+            copy_half<S>(smem, to, stage, 1, data, rope, there);
         }
     }
 }
 
-/* ------------------------------------------------------------------- helpers */
+/* ------------------------------------------------------------------- queries */
 
 /* The queries of the work in a slot of notes, if there is one; by a warp. */
 template <class S>
@@ -384,38 +373,33 @@ template <class S> __device__ __forceinline__ struct sparse_note read_note(u32 s
             ld_shared<int>(note + 12), ld_shared<int>(note + 16), ld_shared<int64_t>(note + 24)};
 }
 
-/* A quarter of a stage's keys has come. */
+/* Half of a stage's keys have come. */
 template <class S>
-__device__ __forceinline__ void wait_keys(u32 smem, u32 stage, int quarter, u32 phase)
+__device__ __forceinline__ void wait_keys(u32 smem, u32 stage, int half, u32 phase)
 {
-    if (MLA_MUTANT != 7 || quarter != 3)
-        mbarrier_wait(smem + S::k_full + (stage * 4 + quarter) * 8, phase);
+    if (MLA_MUTANT != 7 || half == 0)
+        mbarrier_wait(smem + S::k_full + stage * 16 + half * 8, phase);
     if (MLA_MUTANT != 1)
         fence_proxy_async();
 }
 
 /* Issues S (+)= Q·K^T of half of this warpgroup's stage: its own columns, then the rest. */
 template <class T, class S>
-__device__ __forceinline__ void issue_half_scores(float (&s)[KEYS / 2], u32 smem, u32 wg, int half,
-                                                  u32 phase)
+__device__ __forceinline__ void issue_half_scores(float (&s)[KEYS / 2], u32 smem, u32 wg, int half)
 {
-    const u32 tile0 = (wg ^ half) * 4, keys = smem + S::k_at + wg * S::stage_bytes;
+    const u32 tile0 = (wg ^ half) * 4;
     const u64 a = wgmma_desc(smem + tile0 * (HEADS * 128), 16, 1024, 128);
-    const u64 b = wgmma_desc(keys + tile0 * S::tile_bytes, 16, 1024, 128);
-    wait_keys<S>(smem, wg, half * 2, phase);
+    const u64 b =
+        wgmma_desc(smem + S::k_at + wg * S::stage_bytes + tile0 * S::tile_bytes, 16, 1024, 128);
     wgmma_fence();
 #pragma unroll
-    for (int i = 0; i < 16; i++) {
-        if (i == 8) {
-            wait_keys<S>(smem, wg, half * 2 + 1, phase);
-            wgmma_fence();
-        }
+    for (int i = 0; i < 16; i++)
         wgmma_ss<T, KEYS>(s, desc_advance(a, i / 4 * (HEADS * 128) + i % 4 * 32),
                           desc_advance(b, i / 4 * S::tile_bytes + i % 4 * 32), half || i > 0);
-    }
     if (half && S::ROPE) {
         const u64 qr = wgmma_desc(smem + 8 * (HEADS * 128), 16, 1024, 128);
-        const u64 kr = wgmma_desc(keys + 8 * S::tile_bytes, 16, 1024, 128);
+        const u64 kr =
+            wgmma_desc(smem + S::k_at + wg * S::stage_bytes + 8 * S::tile_bytes, 16, 1024, 128);
 #pragma unroll
         for (int i = 0; i < 4; i++)
             wgmma_ss<T, KEYS>(s, desc_advance(qr, i * 32), desc_advance(kr, i * 32), true);
@@ -557,18 +541,6 @@ __device__ __forceinline__ void issue_own_values(float (&o)[128], const u32 (&p)
 {
     const u64 b = values_desc<S>(smem, wg, wg);
     wgmma_fence();
-    if (SPARSE_OWN2) {
-#pragma unroll
-        for (int n = 0; n < 2; n++) {
-            wgmma_fence();
-#pragma unroll
-            for (int i = 0; i < KEYS / 16; i++)
-                wgmma_rs<T, 128, 1>((float(&)[64])o[n * 64], p[i],
-                                    desc_advance(b, i * 2048 + n * 2 * S::tile_bytes), true);
-            wgmma_commit();
-        }
-        return;
-    }
 #pragma unroll
     for (int i = 0; i < KEYS / 16; i++)
         wgmma_rs<T, 256, 1>(o, p[i], desc_advance(b, i * 2048), true);
@@ -744,63 +716,35 @@ __device__ __forceinline__ void attend_works(const struct mla_sparse_sm90_args &
             constexpr bool FIRST = decltype(is_first)::value;
             float s[KEYS / 2];
             u32 p[KEYS / 16][4];
-            auto other_block = [&]() __attribute__((always_inline))
-            {
+            wait_keys<S>(smem, wg, 0, r.phase);
+            issue_half_scores<T, S>(s, smem, wg, 0);
+            if (!FIRST) {
                 read_block<S>(smem, wg ^ 1, other_phase, row, &r);
                 rescale(o, r.factor);
                 issue_other_values<T, S>(o, smem, wg);
-            };
-            auto other_done = [&]() __attribute__((always_inline))
-            {
-                wgmma_bind(o);
-                release(smem + S::k_free + ((wg ^ 1) * 4 + 2) * 8);
-                other_phase ^= 1;
-            };
-            if (SPARSE_ORDER == 2 && !FIRST) {
-                other_block();
-                if (SPARSE_EARLY) {
-                    wgmma_wait<0>();
-                    other_done();
-                }
             }
-            issue_half_scores<T, S>(s, smem, wg, 0, r.phase);
-            if (SPARSE_ORDER == 2 && !FIRST && !SPARSE_EARLY) {
-                wgmma_wait<1>();
-                other_done();
-            }
-            if (SPARSE_ORDER == 0 && !FIRST) {
-                other_block();
-                if (SPARSE_EARLY) {
-                    wgmma_wait<0>();
-                    wgmma_bind(s);
-                    other_done();
-                }
-            }
-            issue_half_scores<T, S>(s, smem, wg, 1, r.phase);
+            wait_keys<S>(smem, wg, 1, r.phase);
+            issue_half_scores<T, S>(s, smem, wg, 1);
             if (MLA_MUTANT == 6 && loads && last)
                 load_queries<S>(args, smem, next);
-            if (SPARSE_ORDER == 0 && !FIRST && !SPARSE_EARLY) {
+            if (!FIRST) {
                 wgmma_wait<1>();
-                other_done();
+                wgmma_bind(o);
+                release(smem + S::k_free + (wg ^ 1) * 16 + 8);
+                other_phase ^= 1;
             }
             wgmma_wait<0>();
             wgmma_bind(s);
             weigh_block<T, S>(s, p, smem, wg, tokens, a.scale_log2, &r);
             publish_block<S>(p, smem, wg, row, r);
             rescale(o, r.factor);
-            if (MLA_MUTANT == 8)
-                release(smem + S::k_free + wg * 32);
             issue_own_values<T, S>(o, p, smem, wg);
-            if (SPARSE_OWN2) {
-                wgmma_wait<1>();
-                if (MLA_MUTANT != 8)
-                    release(smem + S::k_free + wg * 32);
-            }
+            if (MLA_MUTANT == 8)
+                release(smem + S::k_free + wg * 16);
             wgmma_wait<0>();
             wgmma_bind(o);
-            if (!SPARSE_OWN2)
-                release(smem + S::k_free + wg * 32);
-            release(smem + S::k_free + wg * 32 + 8);
+            if (MLA_MUTANT != 8)
+                release(smem + S::k_free + wg * 16);
             r.phase ^= 1;
         };
         int j = (int)(wg ^ first);
@@ -820,7 +764,7 @@ __device__ __forceinline__ void attend_works(const struct mla_sparse_sm90_args &
             issue_other_values<T, S>(o, smem, wg);
             wgmma_wait<0>();
             wgmma_bind(o);
-            release(smem + S::k_free + ((wg ^ 1) * 4 + 2) * 8);
+            release(smem + S::k_free + (wg ^ 1) * 16 + 8);
             other_phase ^= 1;
         }
         first ^= steps & 1;
@@ -849,7 +793,7 @@ __global__ void __launch_bounds__(SPARSE_THREADS, 1)
             mbarrier_init(smem + S::seen + i * 8, S::GATHER);
             mbarrier_init(smem + S::p_full + i * 8, 4);
         }
-        for (int i = 0; i < 8; i++) {
+        for (int i = 0; i < 4; i++) {
             mbarrier_init(smem + S::k_full + i * 8, 32 * S::GATHER);
             mbarrier_init(smem + S::k_free + i * 8, 4);
         }
