@@ -72,6 +72,8 @@
 #include "sparse_mqa_prefill.h"
 #include "warpgroup.cuh"
 
+#include <limits.h>
+
 static const int SPARSE_THREADS = 384, KEYS = MLA_SPARSE_SM90_KEYS, HEADS = MLA_SPARSE_SM90_HEADS;
 static const int GATHER_REGISTERS = 72, MATH_REGISTERS = 216;
 static_assert(GATHER_REGISTERS + 2 * MATH_REGISTERS <= 3 * 168, "what the launch gives a block");
