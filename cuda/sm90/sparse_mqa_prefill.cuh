@@ -643,9 +643,9 @@ __device__ __forceinline__ void store_columns(const struct mla_sparse_sm90_args 
         const int row = row0 + half * 8;
         const int token = n.token + (S::GROUP ? row / a.heads : 0);
         const int head = S::GROUP ? row % a.heads : n.head0 + row;
-        column[half] = wg * 256 + (n.split ? (n.part + row) * MLA_MQA_LATENT
-                                           : (int64_t)token * a.out_stride[0] +
-                                                 head * a.out_stride[1]);
+        column[half] =
+            wg * 256 + (n.split ? (n.part + row) * MLA_MQA_LATENT
+                                : (int64_t)token * a.out_stride[0] + head * a.out_stride[1]);
     }
     if (!n.split && a.out_dtype != MLA_F32 && args.wide_stores) {
         char *const to[2] = {a.out + (column[0] + t * 8) * 2, a.out + (column[1] + t * 8) * 2};
