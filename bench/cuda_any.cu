@@ -324,15 +324,20 @@ static void run_shape(const struct shape *s, const struct ceilings *ceil)
     CHECK(cudaDeviceSynchronize());
     run_kernel(s, ceil, &p, &t, requests.data(), &mla_mqa_any, 0);
 #ifdef MLA_WITH_SM90
-    if (strstr(s->name, "decode")) {
+    const struct mla_kernel *row = strstr(s->name, "decode")       ? &mla_mqa_decode_sm90
+                                   : !s->topk                      ? NULL
+                                   : s->heads > 32                 ? &mla_sparse_mqa_prefill_sm90
+                                   : s->heads < 8 || 64 % s->heads ? NULL
+                                                                   : &mla_sparse_mqa_group_sm90;
+    if (row && sm == 90) {
         int64_t size = tokens * s->heads * L;
         uint16_t *other = device<uint16_t>(size);
         CHECK(cudaMemset(other, 0xFF, size * 2));
         t.out.data = other;
-        run_kernel(s, ceil, &p, &t, requests.data(), &mla_mqa_decode_sm90, 0);
+        run_kernel(s, ceil, &p, &t, requests.data(), row, 0);
         compare(out, other, size);
         for (int i = 0; i < 3 && s->splits[i]; i++) {
-            run_kernel(s, ceil, &p, &t, requests.data(), &mla_mqa_decode_sm90, s->splits[i]);
+            run_kernel(s, ceil, &p, &t, requests.data(), row, s->splits[i]);
             compare(out, other, size);
         }
         CHECK(cudaFree(other));

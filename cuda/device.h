@@ -55,12 +55,14 @@ extern const struct mla_kernel mla_mha_latent_any;    /* any/mha.c */
 extern const struct mla_kernel mla_mqa_generic;       /* any/generic.c: any shape */
 extern const struct mla_kernel mla_mha_generic;       /* any/generic.c */
 #ifdef MLA_WITH_SM90
-extern const struct mla_kernel mla_mha_prefill_sm90;        /* sm90/mha_prefill.c */
-extern const struct mla_kernel mla_mha_latent_sm90;         /* sm90/mha_prefill.c */
-extern const struct mla_kernel mla_sparse_mqa_prefill_sm90; /* sm90/sparse_mqa_prefill.c */
-extern const struct mla_kernel mla_sparse_mqa_latent_sm90;  /* sm90/sparse_mqa_prefill.c */
-extern const struct mla_kernel mla_mqa_decode_sm90;         /* sm90/mqa_decode.c */
-extern const struct mla_kernel mla_mqa_decode_latent_sm90;  /* sm90/mqa_decode.c */
+extern const struct mla_kernel mla_mha_prefill_sm90;             /* sm90/mha_prefill.c */
+extern const struct mla_kernel mla_mha_latent_sm90;              /* sm90/mha_prefill.c */
+extern const struct mla_kernel mla_sparse_mqa_group_sm90;        /* sm90/sparse_mqa_group.c */
+extern const struct mla_kernel mla_sparse_mqa_group_latent_sm90; /* sm90/sparse_mqa_group.c */
+extern const struct mla_kernel mla_sparse_mqa_prefill_sm90;      /* sm90/sparse_mqa_prefill.c */
+extern const struct mla_kernel mla_sparse_mqa_latent_sm90;       /* sm90/sparse_mqa_prefill.c */
+extern const struct mla_kernel mla_mqa_decode_sm90;              /* sm90/mqa_decode.c */
+extern const struct mla_kernel mla_mqa_decode_latent_sm90;       /* sm90/mqa_decode.c */
 #endif
 #ifdef MLA_WITH_SM100
 extern const struct mla_kernel mla_mqa_decode_sm100;         /* sm100/mqa_decode.c */

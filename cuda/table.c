@@ -5,22 +5,34 @@
 
 static const struct mla_kernel *const kernels[] = {
 #ifdef MLA_WITH_SM100
-    &mla_mqa_decode_sm100, &mla_mqa_decode_latent_sm100, &mla_sparse_mqa_prefill_sm100,
+    &mla_mqa_decode_sm100,
+    &mla_mqa_decode_latent_sm100,
+    &mla_sparse_mqa_prefill_sm100,
     &mla_sparse_mqa_latent_sm100,
 #endif
 #ifdef MLA_WITH_SM90
-    &mla_sparse_mqa_prefill_sm90, &mla_sparse_mqa_latent_sm90, &mla_mqa_decode_sm90,
+    &mla_sparse_mqa_group_sm90,
+    &mla_sparse_mqa_group_latent_sm90,
+    &mla_sparse_mqa_prefill_sm90,
+    &mla_sparse_mqa_latent_sm90,
+    &mla_mqa_decode_sm90,
     &mla_mqa_decode_latent_sm90,
 #endif
-    &mla_mqa_any, &mla_mqa_latent_any,
+    &mla_mqa_any,
+    &mla_mqa_latent_any,
 #ifdef MLA_WITH_SM100
-    &mla_mha_prefill_sm100, &mla_mha_latent_sm100,
+    &mla_mha_prefill_sm100,
+    &mla_mha_latent_sm100,
 #endif
 #ifdef MLA_WITH_SM90
-    &mla_mha_prefill_sm90, &mla_mha_latent_sm90,
+    &mla_mha_prefill_sm90,
+    &mla_mha_latent_sm90,
 #endif
-    &mla_mha_any, &mla_mha_latent_any,
-    &mla_mqa_generic, &mla_mha_generic, NULL};
+    &mla_mha_any,
+    &mla_mha_latent_any,
+    &mla_mqa_generic,
+    &mla_mha_generic,
+    NULL};
 
 const struct mla_backend_ops mla_cuda_backend = {
     .backend = MLA_BACKEND_CUDA,

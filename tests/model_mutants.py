@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
-"""Runs every wrong variant of the sm_90 and sm_100 kernels in the functional model.
+"""Runs every wrong variant of cuda/*/mutants.def in the functional model.
 
     model_mutants.py MLA SOURCE_DIR [--only STEM[:N]] [--table]
 
@@ -23,7 +23,7 @@ TEXT = re.compile(r'"((?:[^"\\]|\\.)*)"')
 
 def variants(source):
     """All lines; adjacent strings are joined, as in C."""
-    for family in ("sm90", "sm100"):
+    for family in ("any", "sm90", "sm100"):
         path = os.path.join(source, "cuda", family, "mutants.def")
         if not os.path.exists(path):
             continue
@@ -44,7 +44,8 @@ def variants(source):
 
 def run(mla, family, schedule, kernel, problem, mutant):
     """None if everything is within bounds, else the first line that says what is wrong."""
-    env = dict(os.environ, MLA_MODEL_SM=family[2:], MLA_MODEL_MUTANT=mutant, OMP_NUM_THREADS="1")
+    device = "90" if family == "any" else family[2:]
+    env = dict(os.environ, MLA_MODEL_SM=device, MLA_MODEL_MUTANT=mutant, OMP_NUM_THREADS="1")
     env.pop("MLA_KERNEL", None)
     try:
         done = subprocess.run(

@@ -23,17 +23,18 @@ static const char *const fills[FILLS] = {"normal", "diffuse", "large", "counting
 static const struct {
     const char *name, *text;
     mla_route route;
+    const char *kernel; /* that holds the bugs; NULL: the first that takes the problem */
 } settings[SETTINGS] = {
     {"lists",
      "attend form=absorbed b=2 sq=4 skv=1024 hq=2 rank=512 rope=64 topk=512 topk_lens=1 page=64 "
      "sink=1 max_logits=1 holes=1 scale=0.0722",
-     MLA_ROUTE_SPARSE_MQA},
+     MLA_ROUTE_SPARSE_MQA, "mqa_any"},
     {"mask", "attend form=expanded b=1 sq=8 skv=1024 hq=2 nope=64 rope=32 v=64 mask=1 max_logits=1",
-     MLA_ROUTE_MASKED_MHA},
+     MLA_ROUTE_MASKED_MHA, NULL},
     {"fp8",
      "attend form=absorbed b=2 sq=4 skv=1024 hq=2 rank=512 rope=64 topk=512 page=64 "
      "cache=fp8_ds_mla max_logits=1 scale=0.0722",
-     MLA_ROUTE_SPARSE_MQA},
+     MLA_ROUTE_SPARSE_MQA, "mqa_any"},
 };
 
 /* What caught it. */
@@ -203,7 +204,9 @@ static unsigned judge(const struct mla_case *c, int setting, int fill, enum mla_
     double *got = malloc(n * d * sizeof *got);
     mla_rounding rounding[2];
     mla_plan *plan;
-    const mla_plan_options options = {.route = settings[setting].route, .num_splits = splits};
+    const mla_plan_options options = {.route = settings[setting].route,
+                                      .kernel = settings[setting].kernel,
+                                      .num_splits = splits};
     must(mla_plan_create(target, p, &options, &plan), settings[setting].text);
     choose(mutant);
     must(run(plan, c, bytes, host), "run");

@@ -21,6 +21,7 @@ struct mla_mqa_plan {
     struct mla_mqa_launch launches[MLA_MQA_TILES];
     int num_launches;
     int64_t part_rows, most_splits;
+    size_t scratch_bytes;
     struct mla_mqa_request *table; /* device */
     int device;
 };
@@ -157,6 +158,8 @@ mla_status mla_mqa_prepare(const struct mla_job *job, struct mla_mqa_plan **out)
         status = mla_cuda_enter(job->context, &before);
     if (status == MLA_OK) {
         status = upload(job, plan, table, used);
+        if (status == MLA_OK && plan->engine->scratch)
+            status = plan->engine->scratch(job, &plan->scratch_bytes);
         mla_cuda_leave(job->context, before);
     }
     mla_free(table);
@@ -184,7 +187,7 @@ static size_t aligned(size_t bytes)
 size_t mla_mqa_part_bytes(const struct mla_mqa_plan *plan)
 {
     size_t rows = (size_t)plan->part_rows;
-    return aligned(rows * MLA_MQA_LATENT * 4) + 2 * aligned(rows * 4);
+    return aligned(rows * MLA_MQA_LATENT * 4) + 2 * aligned(rows * 4) + plan->scratch_bytes;
 }
 
 int64_t mla_mqa_splits(const struct mla_mqa_plan *plan)
@@ -306,6 +309,7 @@ static struct mla_mqa_args args_of(const struct mla_job *job, const struct mla_m
     a.part_out = (float *)parts;
     a.part_lse = (float *)(parts + aligned(rows * MLA_MQA_LATENT * 4));
     a.part_max = (float *)(parts + aligned(rows * MLA_MQA_LATENT * 4) + aligned(rows * 4));
+    a.scratch = parts + aligned(rows * MLA_MQA_LATENT * 4) + 2 * aligned(rows * 4);
     return a;
 }
 
@@ -406,7 +410,7 @@ mla_status mla_mqa_row_run(const struct mla_job *job, const mla_tensors *tensors
 /* ----------------------------------------------------------------- mqa_any */
 
 enum {
-    TILES = 3,
+    TILES = MLA_MQA_ANY_TILES,
     /* A request with this many row tiles fills a GPU without splitting its keys. */
     ENOUGH_TILES = 128,
     MOST_SPLITS = 64
@@ -466,7 +470,7 @@ static int64_t splits_of(const struct mla_job *job, int tile, int64_t row_tiles,
     return splits < 1 ? 1 : splits;
 }
 
-static struct mla_mqa_cut any_cut(const struct mla_job *job, const struct mla_request *r)
+struct mla_mqa_cut mla_mqa_any_cut(const struct mla_job *job, const struct mla_request *r)
 {
     const mla_problem *p = job->problem;
     bool lists = mla_mqa_uses_lists(job);
@@ -481,7 +485,7 @@ static struct mla_mqa_cut any_cut(const struct mla_job *job, const struct mla_re
     return cut;
 }
 
-static struct mla_mqa_tile any_tile(const mla_problem *p, int tile)
+struct mla_mqa_tile mla_mqa_any_tile(const mla_problem *p, int tile)
 {
     int rows = tile_rows[tile], rope = (int)p->qk_rope_dim;
     bool packed = mla_cache_is_packed(p->cache_format);
@@ -494,8 +498,8 @@ static const struct mla_mqa_engine any_engine = {
     .num_tiles = TILES,
     .most_shared = MLA_ANY_SHARED_BYTES,
     .supports = any_supports,
-    .cut = any_cut,
-    .tile = any_tile,
+    .cut = mla_mqa_any_cut,
+    .tile = mla_mqa_any_tile,
 };
 
 const struct mla_kernel mla_mqa_any = {

@@ -642,6 +642,8 @@ __global__ void __launch_bounds__(MLA_MQA_THREADS, ROWS <= MOST_ROWS_OF_TWO_BLOC
     {
         struct work found;
         find_work<ROWS>(a, (int *)(shared + S::found_at), &found);
+        if (in_group(a, found))
+            return;
         if (threadIdx.x == 0)
             *(struct work *)(shared + S::work_at) = found;
         __syncthreads();

@@ -47,6 +47,8 @@ struct mla_mqa_engine {
     bool (*supports)(const struct mla_job *job, char *why, size_t bytes);
     struct mla_mqa_cut (*cut)(const struct mla_job *job, const struct mla_request *request);
     struct mla_mqa_tile (*tile)(const mla_problem *problem, int tile);
+    /* Workspace of the engine's own, args->scratch of launch; NULL: none. Called once a plan. */
+    mla_status (*scratch)(const struct mla_job *job, size_t *bytes);
     /* Launches one tile's requests: args holds everything, the requests too. NULL: a grid of
      * `blocks` clusters whose kernel takes args alone. The context's device is current. */
     mla_status (*launch)(const struct mla_job *job, const struct mla_mqa_tile *tile,
@@ -87,6 +89,11 @@ static inline bool mla_mqa_uses_lists(const struct mla_job *job)
 /* A grid of launch->blocks clusters of the tile. argument: the kernel's one parameter. */
 mla_status mla_mqa_launch_grid(const struct mla_mqa_tile *tile, void *argument, int64_t blocks,
                                void *stream);
+
+/* mqa_any's own: how it cuts a request, and its tiles. */
+enum { MLA_MQA_ANY_TILES = 3 };
+struct mla_mqa_cut mla_mqa_any_cut(const struct mla_job *job, const struct mla_request *request);
+struct mla_mqa_tile mla_mqa_any_tile(const mla_problem *problem, int tile);
 
 /* Can the engine of the job's row take the job's dims, types and cache? If not, why. Form is not
  * looked at. */

@@ -57,6 +57,7 @@
 #define MLA_CUDA_SM90_SPARSE_MQA_PREFILL_CUH
 
 #include "any/mqa_work.cuh"
+#include "any/union.cuh"
 #include "element.cuh"
 #include "ptx/barrier.cuh"
 #include "ptx/cp_async.cuh"
@@ -71,11 +72,15 @@
 #include "sparse_mqa_prefill.h"
 #include "warpgroup.cuh"
 
+#include <limits.h>
+
 static const int SPARSE_THREADS = 384, KEYS = MLA_SPARSE_SM90_KEYS, HEADS = MLA_SPARSE_SM90_HEADS;
 static const int GATHER_REGISTERS = 88, MATH_REGISTERS = 208;
 static_assert(GATHER_REGISTERS + 2 * MATH_REGISTERS <= 3 * 168, "what the launch gives a block");
 
-template <int ROPE_> struct sparse_shape {
+template <int ROPE_, bool GROUP_> struct sparse_shape {
+    static const bool GROUP = GROUP_; /* rows are the heads of several tokens */
+    static const int TOKENS = GROUP ? MLA_UNION_TOKENS : 1; /* at most */
     static const int ROPE = ROPE_, STAGES = 2, TILES = (MLA_MQA_LATENT + ROPE) / 64;
     static const int GATHER = 4, /* warps; keys of each thread of them */
         ROWS = KEYS / (4 * GATHER);
@@ -86,8 +91,8 @@ template <int ROPE_> struct sparse_shape {
     static const u32 tops_at = k_at + STAGES * stage_bytes;     /* [stage][row], floats */
     static const u32 factors_at = tops_at + STAGES * HEADS * 4; /* [stage][row], floats */
     static const u32 sums_at = factors_at + STAGES * HEADS * 4; /* [slot][warpgroup][row] */
-    static const u32 seen_at = sums_at + 4 * HEADS * 4;         /* [stage][gather warp], words */
-    static const u32 works_at = seen_at + STAGES * 16;          /* 48 bytes each */
+    static const u32 seen_at = sums_at + 4 * HEADS * 4;         /* [stage][token][warp], words */
+    static const u32 works_at = seen_at + STAGES * TOKENS * 16; /* 48 bytes each */
     static const u32 work_full = works_at + 2 * 48, work_free = work_full + 16,
                      k_full = work_free + 16, /* [stage][half], as the next */
         k_free = k_full + 16 * STAGES, seen = k_free + 16 * STAGES, p_full = seen + 8 * STAGES,
@@ -112,6 +117,43 @@ struct sparse_work {
     int kv_start, count, end;    /* entries of the list; keys below end count */
     int steps;
 };
+
+/* Group `index` of those whose lists are here has a union and a request. By a whole warp. */
+__device__ __forceinline__ bool is_group(const struct mla_sparse_sm90_args &args, int index)
+{
+    const struct mla_mqa_groups &g = args.groups;
+    int number = g.first + index;
+    return find_group(args.a.requests, args.a.num_requests, g.size, number) >= 0 &&
+           g.counts[number] >= 0;
+}
+
+__device__ __forceinline__ struct sparse_work
+find_sparse_group(const struct mla_sparse_sm90_args &args, int index, u32 note)
+{
+    const struct mla_mqa_args &a = args.a;
+    const struct mla_mqa_groups &g = args.groups;
+    int number = g.first + index;
+    const struct mla_mqa_request *r =
+        &a.requests[find_group(a.requests, a.num_requests, g.size, number)];
+    int token0 = (number - group_of(g.size, *r, 0)) * g.size;
+    int rows = min(g.size, r->query_len - token0) * a.heads;
+    struct sparse_work w;
+    w.list = (const int32_t *)g.entries + (int64_t)index * g.capacity;
+    w.pages = a.cache.page_size ? a.cache.page_table + r->index * a.cache.page_table_stride : NULL;
+    w.kv_start = r->kv_start;
+    w.count = g.counts[number];
+    w.end = INT_MAX; /* what no token may see is not in the union */
+    w.steps = (w.count + KEYS - 1) / KEYS;
+    if (note) {
+        st_shared(note, w.steps);
+        st_shared(note + 4, 0);
+        st_shared(note + 8, rows);
+        st_shared(note + 12, r->q_start + token0);
+        st_shared(note + 16, 0);
+        st_shared(note + 24, (int64_t)0);
+    }
+    return w;
+}
 
 /* The work, and a note of it for the consumers where note is not 0. */
 __device__ __forceinline__ struct sparse_work find_sparse_work(const struct mla_mqa_args &a,
@@ -189,6 +231,9 @@ __device__ __forceinline__ void gather_works(const struct mla_sparse_sm90_args &
         !S::ROPE || (c.rope - c.data == 1024 && (c.page_size || c.rope_row_bytes == c.row_bytes));
     u32 works = 0, blocks = 0;
     for (int index = blockIdx.x;; index += gridDim.x) {
+        if (S::GROUP)
+            while (index < args.works && !is_group(args, index))
+                index += gridDim.x;
         const bool stop = index >= args.works;
         const u32 note = smem + S::works_at + (works & 1) * 48;
         struct sparse_work w;
@@ -198,7 +243,8 @@ __device__ __forceinline__ void gather_works(const struct mla_sparse_sm90_args &
             writes = elect_one();
         }
         if (!stop)
-            w = find_sparse_work(a, index, writes ? note : 0);
+            w = S::GROUP ? find_sparse_group(args, index, writes ? note : 0)
+                         : find_sparse_work(a, index, writes ? note : 0);
         else if (writes)
             st_shared(note, -1);
         __syncwarp();
@@ -216,18 +262,24 @@ __device__ __forceinline__ void gather_works(const struct mla_sparse_sm90_args &
         /* Entries of the list are fetched two blocks ahead of the rows, page ids one. Nothing waits
          * for them where they are fetched. */
         int pos[S::ROWS], page[S::ROWS], ahead[S::ROWS];
+        u32 masks[S::ROWS]; /* of a group's tokens */
         auto fetch_entries = [&](int step) __attribute__((always_inline))
         {
             const int left = w.count - step * KEYS - (int)sub;
 #pragma unroll
             for (int i = 0; i < S::ROWS; i++)
-                ahead[i] = i * 16 < left ? list[step * KEYS + i * 16] : -1;
+                ahead[i] = i * 16 < left ? list[step * KEYS + i * 16] : S::GROUP ? 0 : -1;
         };
         auto fetch_pages = [&]() __attribute__((always_inline))
         {
 #pragma unroll
             for (int i = 0; i < S::ROWS; i++) {
-                pos[i] = ahead[i] < w.end ? ahead[i] : -1;
+                if (S::GROUP) {
+                    masks[i] = (u32)ahead[i] >> MLA_UNION_MASK;
+                    pos[i] = masks[i] ? ahead[i] & ((1 << MLA_UNION_MASK) - 1) : -1;
+                } else {
+                    pos[i] = ahead[i] < w.end ? ahead[i] : -1;
+                }
                 page[i] = pos[i];
             }
             if (w.pages) {
@@ -245,9 +297,10 @@ __device__ __forceinline__ void gather_works(const struct mla_sparse_sm90_args &
         for (int step = 0; step < w.steps; step++, blocks++) {
             const u32 stage = blocks & 1, phase = (blocks >> 1 & 1) ^ 1;
             const char *data[S::ROWS], *rope[S::ROWS];
-            u32 there = 0;
+            u32 there = 0, tokens[S::ROWS];
 #pragma unroll
             for (int i = 0; i < S::ROWS; i++) {
+                tokens[i] = S::GROUP ? masks[i] : 0;
                 const bool see = page[i] >= 0 && (!w.pages || page[i] < c.num_pages);
                 u32 slot = (u32)pos[i];
                 int64_t at = 0;
@@ -269,15 +322,21 @@ __device__ __forceinline__ void gather_works(const struct mla_sparse_sm90_args &
             copy_half<S>(smem, to, stage, 0, data, rope, there);
             fetch_pages();
             fetch_entries(step + 2);
-            u32 seen = 0; /* four keys a number i */
+            const int seers = S::GROUP ? args.groups.size : 1;
+#pragma unroll 1
+            for (int token = 0; token < seers; token++) {
+                u32 seen = 0; /* four keys a number i */
 #pragma unroll
-            for (int i = 0; i < S::ROWS; i++) {
-                u32 lanes = __ballot_sync(~0u, there >> i & 1);
-                seen |= ((lanes & 1) | (lanes >> 7 & 2) | (lanes >> 14 & 4) | (lanes >> 21 & 8))
-                        << 4 * i;
+                for (int i = 0; i < S::ROWS; i++) {
+                    u32 lanes = __ballot_sync(~0u, (there >> i & 1) &&
+                                                       (!S::GROUP || tokens[i] >> token & 1));
+                    seen |= ((lanes & 1) | (lanes >> 7 & 2) | (lanes >> 14 & 4) | (lanes >> 21 & 8))
+                            << 4 * i;
+                }
+                if (lane % 32 == 0)
+                    st_shared(smem + S::seen_at + (stage * S::TOKENS + token) * 16 + warp * 4,
+                              MLA_MUTANT == 20 ? ~0u : seen);
             }
-            if (lane % 32 == 0)
-                st_shared(smem + S::seen_at + stage * 16 + warp * 4, seen);
             release(smem + S::seen + stage * 8);
             mbarrier_wait(smem + S::k_free + stage * 16 + 8, phase);
             copy_half<S>(smem, to, stage, 1, data, rope, there);
@@ -361,27 +420,32 @@ struct sparse_rows {
  * r->factor its factor. */
 template <class T, class S>
 __device__ __forceinline__ void weigh_block(float (&s)[KEYS / 2], u32 (&p)[KEYS / 16][4], u32 smem,
-                                            u32 wg, float scale, struct sparse_rows *r)
+                                            u32 wg, u32 tokens, float scale, struct sparse_rows *r)
 {
     const int t = threadIdx.x & 3;
-    const u32 seen = smem + S::seen_at + wg * 16 + (t >> 1) * 4;
+    const u32 seen = smem + S::seen_at + wg * S::TOKENS * 16 + (t >> 1) * 4;
     mbarrier_wait(smem + S::seen + wg * 8, r->phase);
-    /* Bits of keys 16 n + 2 t, + 1: 4 n, + 1 of words[0]; of keys 16 n + 8 + 2 t those of words[1]. */
-    u32 words[2] = {ld_shared<u32>(seen), ld_shared<u32>(seen + 8)};
-    words[0] >>= 2 * (t & 1);
-    words[1] >>= 2 * (t & 1);
+    /* Bits of keys 16 n + 2 t, + 1: 4 n, + 1 of words[0]; of keys 16 n + 8 + 2 t those of words[1].
+     * The same of row + 8, which may be another token's, in words[2] and [3]. */
+    u32 words[4];
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+        u32 token = S::GROUP ? tokens >> i / 2 * 16 & 0xFFFF : 0;
+        words[i] = ld_shared<u32>(seen + token * 16 + i % 2 * 8) >> 2 * (t & 1);
+    }
+    const u32 all = words[0] & words[1] & words[2] & words[3];
     if (scale <= 0) { /* so that the largest is the largest */
 #pragma unroll
         for (int i = 0; i < KEYS / 2; i++)
             s[i] = scale == 0 ? 0 : -s[i];
         scale = scale == 0 ? 1 : -scale;
     }
-    if (__any_sync(~0u, (words[0] & words[1] & 0x3333) != 0x3333) && MLA_MUTANT != 5) {
+    if (__any_sync(~0u, (all & 0x3333) != 0x3333) && MLA_MUTANT != 5) {
 #pragma unroll
         for (int i = 0; i < KEYS / 8; i++)
 #pragma unroll
             for (int e = 0; e < 4; e++)
-                if (!(words[i & 1] >> (i / 2 * 4 + (e & 1)) & 1))
+                if (!(words[(i & 1) + (e & 2)] >> (i / 2 * 4 + (e & 1)) & 1))
                     s[4 * i + e] = -INFINITY;
     }
 #pragma unroll
@@ -504,7 +568,7 @@ __device__ __forceinline__ void end_rows(const struct mla_mqa_args &a, const str
     bar_sync(1, 256);
 #pragma unroll
     for (int half = 0; half < 2; half++) {
-        const int row = row0 + half * 8, head = n.head0 + row;
+        const int row = row0 + half * 8, head = S::GROUP ? row % a.heads : n.head0 + row;
         float sum = ld_shared<float>(sums + row * 4) + ld_shared<float>(sums + (HEADS + row) * 4);
         float top = r->top[half], lse_log2;
         bool there = row < n.rows, sink = there && !n.split && a.sink;
@@ -515,7 +579,7 @@ __device__ __forceinline__ void end_rows(const struct mla_mqa_args &a, const str
             a.part_lse[n.part + row] = lse_log2;
             a.part_max[n.part + row] = top;
         } else {
-            int64_t token = n.token;
+            int64_t token = n.token + (S::GROUP ? row / a.heads : 0);
             if (a.lse)
                 a.lse[token * a.lse_stride[0] + head * a.lse_stride[1]] = lse_log2 * a.lse_unit;
             if (a.max_logits)
@@ -560,6 +624,7 @@ __device__ __forceinline__ void store_wide(char *const (&to)[2], const bool (&th
 }
 
 /* The same of the rows that exist, in any type. */
+template <class S>
 __device__ __forceinline__ void store_columns(const struct mla_sparse_sm90_args &args,
                                               const struct sparse_note &n, int wg, int row0,
                                               const float (&factors)[2], float (&o)[128])
@@ -576,9 +641,11 @@ __device__ __forceinline__ void store_columns(const struct mla_sparse_sm90_args 
 #pragma unroll
     for (int half = 0; half < 2; half++) {
         const int row = row0 + half * 8;
-        column[half] = wg * 256 + (n.split ? (n.part + row) * MLA_MQA_LATENT
-                                           : (int64_t)n.token * a.out_stride[0] +
-                                                 (n.head0 + row) * a.out_stride[1]);
+        const int token = n.token + (S::GROUP ? row / a.heads : 0);
+        const int head = S::GROUP ? row % a.heads : n.head0 + row;
+        column[half] =
+            wg * 256 + (n.split ? (n.part + row) * MLA_MQA_LATENT
+                                : (int64_t)token * a.out_stride[0] + head * a.out_stride[1]);
     }
     if (!n.split && a.out_dtype != MLA_F32 && args.wide_stores) {
         char *const to[2] = {a.out + (column[0] + t * 8) * 2, a.out + (column[1] + t * 8) * 2};
@@ -614,6 +681,8 @@ __device__ __forceinline__ void attend_works(const struct mla_sparse_sm90_args &
     const struct mla_mqa_args &a = args.a;
     /* This lane's rows: row and row + 8. */
     const int row = (int)(threadIdx.x / 32 % 4) * 16 + (int)(threadIdx.x % 32) / 4;
+    /* Tokens of a group that these rows are of; the last group may lack some. */
+    const u32 tokens = S::GROUP ? row / a.heads | (row + 8) / a.heads << 16 : 0;
     struct ring<2> slot;
     u32 q_phase = 0, other_phase = 0, first = 0; /* first: stage of the work's first block */
     struct sparse_rows r;
@@ -668,7 +737,7 @@ __device__ __forceinline__ void attend_works(const struct mla_sparse_sm90_args &
             }
             wgmma_wait<0>();
             wgmma_bind(s);
-            weigh_block<T, S>(s, p, smem, wg, a.scale_log2, &r);
+            weigh_block<T, S>(s, p, smem, wg, tokens, a.scale_log2, &r);
             publish_block<S>(p, smem, wg, row, r);
             rescale(o, r.factor);
             issue_own_values<T, S>(o, p, smem, wg);
@@ -705,7 +774,7 @@ __device__ __forceinline__ void attend_works(const struct mla_sparse_sm90_args &
             load_queries<S>(args, smem, next);
         const struct sparse_note n = read_note<S>(smem, slot.stage);
         end_rows<S>(a, n, smem, wg, row, slot.stage, &r);
-        store_columns(args, n, wg, row, r.factor, o);
+        store_columns<S>(args, n, wg, row, r.factor, o);
         release(smem + S::work_free + slot.stage * 8);
         slot.next();
     }
@@ -745,15 +814,20 @@ __global__ void __launch_bounds__(SPARSE_THREADS, 1)
     }
 }
 
-template <class T, int ROPE> static struct mla_mqa_tile sparse_entry()
+template <class T, int ROPE, bool GROUP> static struct mla_mqa_tile sparse_entry()
 {
-    typedef sparse_shape<ROPE> S;
+    typedef sparse_shape<ROPE, GROUP> S;
     return {mla_kernel_address(sparse_sm90_kernel<T, S>), S::shared_bytes, SPARSE_THREADS, 1};
 }
 
 template <class T> static struct mla_mqa_tile sparse_tile(int rope_dim)
 {
-    return rope_dim ? sparse_entry<T, 64>() : sparse_entry<T, 0>();
+    return rope_dim ? sparse_entry<T, 64, false>() : sparse_entry<T, 0, false>();
+}
+
+template <class T> static struct mla_mqa_tile sparse_group_tile(int rope_dim)
+{
+    return rope_dim ? sparse_entry<T, 64, true>() : sparse_entry<T, 0, true>();
 }
 
 #endif

@@ -5,6 +5,7 @@
 #define MLA_CUDA_SM90_SPARSE_MQA_PREFILL_H
 
 #include "any/mqa.h"
+#include "any/union.h"
 #include "tensor_map.h"
 
 #ifdef __cplusplus
@@ -15,13 +16,17 @@ enum { MLA_SPARSE_SM90_KEYS = 64, MLA_SPARSE_SM90_HEADS = 64 };
 
 struct mla_sparse_sm90_args {
     struct mla_mqa_args a;
-    struct mla_tensor_map q; /* dimensions d, heads, tokens; boxes of 64 columns of 64 heads */
-    int32_t works;           /* tokens times head tiles times splits */
-    int32_t wide_stores;     /* rows of out are multiples of 16 bytes apart */
+    struct mla_tensor_map q;      /* dimensions d, heads, tokens; boxes of 64 columns of 64 heads */
+    int32_t works;                /* tokens times head tiles times splits, or groups */
+    int32_t wide_stores;          /* rows of out are multiples of 16 bytes apart */
+    struct mla_mqa_groups groups; /* of tokens that fill 64 rows; boxes of q: their heads */
 };
 
 struct mla_mqa_tile mla_sparse_sm90_tile_bf16(int rope_dim);
 struct mla_mqa_tile mla_sparse_sm90_tile_f16(int rope_dim);
+/* A work is a group of tokens over the union of their lists. heads times tokens of a group are 64. */
+struct mla_mqa_tile mla_sparse_sm90_group_bf16(int rope_dim);
+struct mla_mqa_tile mla_sparse_sm90_group_f16(int rope_dim);
 
 #ifdef __cplusplus
 }

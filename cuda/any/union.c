@@ -1,0 +1,76 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Unions of top-k lists, host side: room for them and the launch of union.cu. */
+#include "union.h"
+
+#include "../device.h"
+#include "status.h"
+
+/* Keys whose bits shared memory holds at a time, for all tokens of a group together. */
+enum { BITS_BYTES = 32 << 10 };
+/* Entries of all lists that are in memory at a time: 4 bytes each. */
+static const int64_t MOST_ENTRIES = (int64_t)32 << 20;
+
+static size_t aligned(size_t bytes)
+{
+    return (bytes + 255) & ~(size_t)255;
+}
+
+int64_t mla_union_numbers(const mla_problem *p, int size)
+{
+    return mla_total_q(p) / size + p->batch;
+}
+
+/* Groups whose lists are in memory at a time. */
+static int64_t groups_at_a_time(const mla_problem *p, int size, int capacity)
+{
+    int64_t all = mla_union_numbers(p, size), most = MOST_ENTRIES / (capacity < 1 ? 1 : capacity);
+    return all < most ? all : most;
+}
+
+size_t mla_union_bytes(const mla_problem *p, int size, int capacity)
+{
+    size_t entries = (size_t)groups_at_a_time(p, size, capacity) * (size_t)capacity;
+    return aligned(entries * 4) + aligned((size_t)mla_union_numbers(p, size) * 4);
+}
+
+struct mla_mqa_groups mla_union_groups(const mla_problem *p, int size, int capacity, char *bytes)
+{
+    int64_t groups = groups_at_a_time(p, size, capacity);
+    size_t entries = (size_t)groups * (size_t)capacity;
+    struct mla_mqa_groups g = {.size = size, .capacity = capacity, .count = (int32_t)groups};
+    g.entries = (uint32_t *)bytes;
+    g.counts = (int32_t *)(bytes + aligned(entries * 4));
+    return g;
+}
+
+mla_status mla_union_prepare(void)
+{
+    return mla_cuda_allow_shared(mla_union_function(), BITS_BYTES, MLA_ANY_SHARED_BYTES);
+}
+
+mla_status mla_union_launch(const mla_problem *p, const struct mla_mqa_args *a,
+                            const struct mla_mqa_groups *g, int most, void *stream)
+{
+    int64_t longest = 1, room = BITS_BYTES / 4 / g->size;
+    for (int64_t b = 0; b < p->batch; b++)
+        longest = p->seq_lens_kv[b] > longest ? p->seq_lens_kv[b] : longest;
+    int64_t words = (longest + 31) / 32;
+    struct mla_union_args args = {
+        .requests = a->requests,
+        .num_requests = a->num_requests,
+        .causal = a->causal,
+        .topk = a->topk,
+        .words = (int32_t)(words < room ? words : room),
+        .most = most,
+        .seq_lens_kv = a->seq_lens_kv,
+        .indices = a->indices,
+        .topk_lens = a->topk_lens,
+        .indices_stride = a->indices_stride,
+        .groups = *g,
+    };
+    void *pointers[] = {&args};
+    size_t shared = (size_t)g->size * (size_t)args.words * 4;
+    MLA_CUDA(cudaLaunchKernel(mla_union_function(), (dim3){(unsigned)g->count, 1, 1},
+                              (dim3){MLA_UNION_THREADS, 1, 1}, pointers, shared, stream));
+    return MLA_OK;
+}

@@ -1,0 +1,57 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Neighbouring query tokens share most of their keys where lists are what attention looks like. A
+ * group of tokens of one request gathers the union of their lists once; which token sees a key is a
+ * bit of the key's mask. union.cu makes these lists on the device. */
+#ifndef MLA_CUDA_ANY_UNION_H
+#define MLA_CUDA_ANY_UNION_H
+
+#include "mqa.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* An entry of a union: the position of a key, and from bit MLA_UNION_MASK on a bit for each token of
+ * the group that sees it, at least one. Positions are below 2^MLA_UNION_MASK. */
+enum { MLA_UNION_TOKENS = 8, MLA_UNION_MASK = 24, MLA_UNION_THREADS = 256 };
+
+/* Tokens of a request are grouped from its first one on; its last group may have fewer. Groups have
+ * numbers (union.cuh). There is room for the lists of some of them at a time. */
+struct mla_mqa_groups {
+    int32_t size;         /* tokens of a group, at most MLA_UNION_TOKENS */
+    int32_t capacity;     /* entries a group has room for */
+    int32_t first, count; /* numbers of the groups whose lists are here */
+    uint32_t *entries;    /* [count][capacity] ascending positions */
+    int32_t *counts;      /* [all groups] entries; -1: too many, tokens gather for themselves */
+};
+
+struct mla_union_args {
+    const struct mla_mqa_request *requests; /* device; those with splits are not grouped */
+    int32_t num_requests, causal, topk;
+    int32_t words; /* of 32 keys, that shared memory holds at a time */
+    int32_t most;  /* longest union, in 256ths of the entries */
+    const int32_t *seq_lens_kv, *indices, *topk_lens; /* as in mla_mqa_args */
+    int64_t indices_stride;
+    struct mla_mqa_groups groups;
+};
+
+/* union.cu: a block a group, MLA_UNION_THREADS threads, size · words · 4 bytes of dynamic
+ * shared memory. */
+const void *mla_union_function(void);
+
+/* union.c. Numbers of groups end below this. */
+int64_t mla_union_numbers(const mla_problem *problem, int size);
+/* Bytes that lists and counts take, and their places in as many bytes, 256-byte aligned; first 0. */
+size_t mla_union_bytes(const mla_problem *problem, int size, int capacity);
+struct mla_mqa_groups mla_union_groups(const mla_problem *problem, int size, int capacity,
+                                       char *bytes);
+/* Permission for the kernel's shared memory, once a device. */
+mla_status mla_union_prepare(void);
+/* Makes the lists of groups->count groups of a launch's requests. most: as in mla_union_args. */
+mla_status mla_union_launch(const mla_problem *problem, const struct mla_mqa_args *args,
+                            const struct mla_mqa_groups *groups, int most, void *stream);
+
+#ifdef __cplusplus
+}
+#endif
+#endif
