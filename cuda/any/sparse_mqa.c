@@ -113,11 +113,11 @@ static int capacity_of(const mla_problem *p, const struct mla_sparse_grouping *h
 
 static bool has_groups(const struct mla_job *job, const struct mla_sparse_grouping *how)
 {
+    const struct mla_mqa_engine *engine = job->kernel->engine;
     if (!how->size(job->problem))
         return false;
     for (int64_t i = 0; i < job->num_requests; i++)
-        if (job->requests[i].query_len > 1 &&
-            mla_sparse_any_cut(job, &job->requests[i]).splits == 1)
+        if (job->requests[i].query_len > 1 && engine->cut(job, &job->requests[i]).splits == 1)
             return true;
     return false;
 }
@@ -149,6 +149,26 @@ static mla_status launch_any(const mla_problem *p, const struct mla_mqa_args *ar
     return mla_mqa_launch_grid(&any, &a, launch->blocks, stream);
 }
 
+mla_status mla_sparse_any_groups(const struct mla_job *job, const struct mla_sparse_grouping *how,
+                                 struct mla_sparse_any_args *g, void *stream)
+{
+    const mla_problem *p = job->problem;
+    if (!has_groups(job, how))
+        return MLA_OK;
+    int64_t all = mla_union_numbers(p, how->size(p)), here;
+    g->groups = mla_union_groups(p, how->size(p), capacity_of(p, how), g->a.scratch);
+    for (here = g->groups.count; g->groups.first < all; g->groups.first += (int32_t)here) {
+        int64_t left = all - g->groups.first;
+        g->groups.count = (int32_t)(left < here ? left : here);
+        mla_status status = mla_union_launch(p, &g->a, &g->groups, how->most, stream);
+        if (status == MLA_OK)
+            status = how->launch(job, g, stream);
+        if (status != MLA_OK)
+            return status;
+    }
+    return MLA_OK;
+}
+
 mla_status mla_sparse_any_launch(const struct mla_job *job, const struct mla_sparse_grouping *how,
                                  const struct mla_mqa_tile *tile, const struct mla_mqa_args *args,
                                  const struct mla_mqa_launch *launch, void *stream)
@@ -164,20 +184,8 @@ mla_status mla_sparse_any_launch(const struct mla_job *job, const struct mla_spa
                            16 ==
                        0,
     };
-    if (has_groups(job, how)) {
-        int64_t all = mla_union_numbers(p, how->size(p)), here;
-        g.groups = mla_union_groups(p, how->size(p), capacity_of(p, how), args->scratch);
-        for (here = g.groups.count; g.groups.first < all; g.groups.first += (int32_t)here) {
-            int64_t left = all - g.groups.first;
-            g.groups.count = (int32_t)(left < here ? left : here);
-            mla_status status = mla_union_launch(p, args, &g.groups, how->most, stream);
-            if (status == MLA_OK)
-                status = how->launch(job, &g, stream);
-            if (status != MLA_OK)
-                return status;
-        }
-    }
-    return mla_mqa_launch_grid(tile, &g, launch->blocks, stream);
+    mla_status status = mla_sparse_any_groups(job, how, &g, stream);
+    return status == MLA_OK ? mla_mqa_launch_grid(tile, &g, launch->blocks, stream) : status;
 }
 
 static mla_status scratch(const struct mla_job *job, size_t *bytes)

@@ -38,6 +38,9 @@ struct mla_mqa_cut mla_sparse_any_cut(const struct mla_job *job, const struct ml
 struct mla_mqa_tile mla_sparse_any_tile(const mla_problem *problem, int tile);
 mla_status mla_sparse_any_scratch(const struct mla_job *job, const struct mla_sparse_grouping *how,
                                   size_t *bytes);
+/* Unions and the launches of groups; g->groups afterwards says what single tokens leave alone. */
+mla_status mla_sparse_any_groups(const struct mla_job *job, const struct mla_sparse_grouping *how,
+                                 struct mla_sparse_any_args *g, void *stream);
 mla_status mla_sparse_any_launch(const struct mla_job *job, const struct mla_sparse_grouping *how,
                                  const struct mla_mqa_tile *tile, const struct mla_mqa_args *args,
                                  const struct mla_mqa_launch *launch, void *stream);
