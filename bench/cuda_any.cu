@@ -228,9 +228,10 @@ static bool run_row(const struct shape *s, const struct ceilings *ceil,
     double memory = s->topk == 0      ? ceil->read
                     : s->keys <= 8192 ? ceil->gather_8k
                                       : ceil->gather_32k;
-    printf("%-34s %-19s %8.4f ms %6.1f TFLOP/s %5.1f%% of mma %6.0f GB/s %5.1f%% of %s  splits %d\n",
-           s->name, kernel->name, ms, rate, rate / ceil->mma * 100, bytes / ms * 1e-6,
-           bytes / ms * 1e-6 / memory * 100, s->topk ? "gather" : "read", (int)job.num_splits);
+    printf(
+        "%-34s %-21s %8.4f ms %6.1f TFLOP/s %5.1f%% of mma %6.0f GB/s %5.1f%% of %s  splits %d\n",
+        s->name, kernel->name, ms, rate, rate / ceil->mma * 100, bytes / ms * 1e-6,
+        bytes / ms * 1e-6 / memory * 100, s->topk ? "gather" : "read", (int)job.num_splits);
     fflush(stdout);
     job.kernel->release(&job);
     CHECK(cudaFree(work));
@@ -307,9 +308,9 @@ static void run_shape(const struct shape *s, const struct ceilings *ceil, int sm
     context.sm = sm;
     const struct mla_kernel *const rows[] = {
 #ifdef MLA_WITH_SM90
-        &mla_sparse_mqa_few_sm90,
+        &mla_sparse_mqa_group_sm90,
 #endif
-        &mla_sparse_mqa_any, &mla_mqa_any};
+        &mla_mqa_any};
     uint16_t *other = NULL;
     for (const struct mla_kernel *kernel : rows) {
         if (!run_row(s, ceil, kernel, &context, &p, &t, requests))
@@ -370,6 +371,7 @@ int main(int argc, char **argv)
         {"sparse-prefill sink kv32k h128", 1, 4096, 32768, 128, 2048, false, false, false, true},
         {"sparse-prefill sink kv32k h64", 1, 4096, 32768, 64, 2048, false, false, false, true},
         {"sparse-prefill sink kv32k h16", 1, 4096, 32768, 16, 2048, false, false, false, true},
+        {"sparse-prefill sink kv32k h32", 1, 4096, 32768, 32, 2048, false, false, false, true},
         {"sparse-prefill sink kv32k h8", 1, 4096, 32768, 8, 2048, false, false, false, true},
         {"sparse-prefill kv128k h16", 1, 4096, 131072, 16, 2048, false, false, false, false},
         {"sparse-prefill sink kv128k h16", 1, 4096, 131072, 16, 2048, false, false, false, true},

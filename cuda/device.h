@@ -46,8 +46,6 @@ mla_status mla_cuda_merge(const mla_context *context, const mla_merge_args *args
 bool mla_cuda_runnable(const struct mla_kernel *kernel);
 
 /* Rows of the table. */
-extern const struct mla_kernel mla_sparse_mqa_any;        /* any/sparse_mqa.c */
-extern const struct mla_kernel mla_sparse_mqa_latent_any; /* any/sparse_mqa.c */
 extern const struct mla_kernel mla_mqa_any;           /* any/mqa.c */
 extern const struct mla_kernel mla_mqa_latent_any;    /* any/mqa.c */
 extern const struct mla_kernel mla_mha_prefill_sm100; /* sm100/mha_prefill.c */
@@ -57,12 +55,12 @@ extern const struct mla_kernel mla_mha_latent_any;    /* any/mha.c */
 extern const struct mla_kernel mla_mqa_generic;       /* any/generic.c: any shape */
 extern const struct mla_kernel mla_mha_generic;       /* any/generic.c */
 #ifdef MLA_WITH_SM90
-extern const struct mla_kernel mla_mha_prefill_sm90;        /* sm90/mha_prefill.c */
-extern const struct mla_kernel mla_mha_latent_sm90;         /* sm90/mha_prefill.c */
-extern const struct mla_kernel mla_sparse_mqa_few_sm90;        /* sm90/sparse_mqa_few.c */
-extern const struct mla_kernel mla_sparse_mqa_few_latent_sm90; /* sm90/sparse_mqa_few.c */
-extern const struct mla_kernel mla_sparse_mqa_prefill_sm90; /* sm90/sparse_mqa_prefill.c */
-extern const struct mla_kernel mla_sparse_mqa_latent_sm90;  /* sm90/sparse_mqa_prefill.c */
+extern const struct mla_kernel mla_mha_prefill_sm90;             /* sm90/mha_prefill.c */
+extern const struct mla_kernel mla_mha_latent_sm90;              /* sm90/mha_prefill.c */
+extern const struct mla_kernel mla_sparse_mqa_group_sm90;        /* sm90/sparse_mqa_group.c */
+extern const struct mla_kernel mla_sparse_mqa_group_latent_sm90; /* sm90/sparse_mqa_group.c */
+extern const struct mla_kernel mla_sparse_mqa_prefill_sm90;      /* sm90/sparse_mqa_prefill.c */
+extern const struct mla_kernel mla_sparse_mqa_latent_sm90;       /* sm90/sparse_mqa_prefill.c */
 #endif
 #ifdef MLA_WITH_SM100
 extern const struct mla_kernel mla_mqa_decode_sm100;         /* sm100/mqa_decode.c */

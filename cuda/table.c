@@ -9,9 +9,8 @@ static const struct mla_kernel *const kernels[] = {
     &mla_sparse_mqa_latent_sm100,
 #endif
 #ifdef MLA_WITH_SM90
-    &mla_sparse_mqa_few_sm90, &mla_sparse_mqa_few_latent_sm90,
+    &mla_sparse_mqa_group_sm90, &mla_sparse_mqa_group_latent_sm90,
 #endif
-    &mla_sparse_mqa_any, &mla_sparse_mqa_latent_any,
     &mla_mqa_any, &mla_mqa_latent_any,
 #ifdef MLA_WITH_SM100
     &mla_mha_prefill_sm100, &mla_mha_latent_sm100,

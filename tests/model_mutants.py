@@ -44,7 +44,7 @@ def variants(source):
 
 def run(mla, family, schedule, kernel, problem, mutant):
     """None if everything is within bounds, else the first line that says what is wrong."""
-    device = "80" if family == "any" else family[2:]
+    device = "90" if family == "any" else family[2:]
     env = dict(os.environ, MLA_MODEL_SM=device, MLA_MODEL_MUTANT=mutant, OMP_NUM_THREADS="1")
     env.pop("MLA_KERNEL", None)
     try:

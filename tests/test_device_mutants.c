@@ -205,8 +205,8 @@ static unsigned judge(const struct mla_case *c, int setting, int fill, enum mla_
     mla_rounding rounding[2];
     mla_plan *plan;
     const mla_plan_options options = {.route = settings[setting].route,
-                                        .kernel = settings[setting].kernel,
-                                        .num_splits = splits};
+                                      .kernel = settings[setting].kernel,
+                                      .num_splits = splits};
     must(mla_plan_create(target, p, &options, &plan), settings[setting].text);
     choose(mutant);
     must(run(plan, c, bytes, host), "run");

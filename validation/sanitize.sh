@@ -3,8 +3,8 @@
 # Every CUDA kernel under compute-sanitizer, on small shapes.
 #   validation/sanitize.sh [BUILD] [TOOL...]
 # BUILD: build tree with mla and the device tests (default: build). TOOLs: memcheck, racecheck,
-# initcheck, synccheck (default: all four). Each line of validation/shapes/smoke.txt is judged by
-# its bound too, on every route. MLA_SANITIZE_SHAPES names another shapes file,
+# initcheck, synccheck (default: all four). Each line of validation/shapes/smoke.txt (every route) and
+# of any.txt (every tile of cuda/any) is judged by its bound too. MLA_SANITIZE_SHAPES names another shapes file,
 # MLA_SANITIZE_SECONDS limits a command (default 600). Exit 0: nothing was found; 1: something was,
 # the log is named; 3: no compute-sanitizer, or no device.
 set -u -o pipefail
@@ -50,10 +50,11 @@ one() {
 
 for tool in "${tools[@]}"; do
     one "$tool" shapes "$build/mla" check --backend cuda --shapes "$shapes"
+    one "$tool" any "$build/mla" check --backend cuda --shapes validation/shapes/any.txt
     [ -x "$build/tests/test_device_merge" ] && one "$tool" merge "$build/tests/test_device_merge"
     [ -x "$build/tests/test_cuda_index" ] && one "$tool" index "$build/tests/test_cuda_index" index
     [ -x "$build/tests/test_cuda_index" ] && one "$tool" topk "$build/tests/test_cuda_index" topk
-    [ -x "$build/tests/test_cuda_codec" ] && one "$tool" codec "$build/tests/test_cuda_codec" few
+    [ -x "$build/tests/test_cuda_index" ] && one "$tool" codec "$build/tests/test_cuda_index" codec
 done
 [ $failed -eq 0 ] && rm -rf "$logs"
 exit $failed

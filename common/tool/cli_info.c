@@ -75,12 +75,24 @@ static bool describe_backend(mla_backend backend, char *text, size_t bytes)
     return true;
 }
 
+/* What the status of a row means on each architecture that its code is for, or NULL: nothing else
+ * than the row says. */
+static const char *where_proved(const mla_kernel_info *k)
+{
+    if (k->backend != MLA_BACKEND_CUDA || k->proof != MLA_PROOF_SILICON ||
+        strcmp(k->architecture, "sm_80+") != 0)
+        return NULL;
+    return "sm_90: silicon (H100); sm_80, sm_100, sm_120f: compiled (same instructions on silicon: "
+           "sm_90)";
+}
+
 static json_t *kernel_json(const mla_kernel_info *k)
 {
-    return json_pack("{s:s, s:s, s:s, s:s, s:s, s:s, s:s, s:b}", "name", k->name, "backend",
+    return json_pack("{s:s, s:s, s:s, s:s, s:s, s:s, s:s, s:s*, s:b}", "name", k->name, "backend",
                      mla_backend_name(k->backend), "architecture", k->architecture, "routes",
                      k->routes, "forms", k->forms, "formats", k->formats, "status",
-                     mla_proof_name(k->proof), "runnable", (int)k->runnable);
+                     mla_proof_name(k->proof), "proved", where_proved(k), "runnable",
+                     (int)k->runnable);
 }
 
 static int run_info(const struct command *command, int argc, char **argv)
@@ -90,6 +102,7 @@ static int run_info(const struct command *command, int argc, char **argv)
         {"json", 0, OPTION_TEXT, &json, "FILE", "the same as JSON; - = stdout"},
         {0},
     };
+    const char *proved = NULL;
     int exit_status;
     if (!mla_options_read(command, options, argc, argv, NULL, &exit_status))
         return exit_status;
@@ -122,7 +135,11 @@ static int run_info(const struct command *command, int argc, char **argv)
                 mla_backend_name(k.backend), k.architecture, mla_proof_name(k.proof),
                 k.runnable ? "yes" : "no", k.routes, k.forms, k.formats);
         json_array_append_new(kernels, kernel_json(&k));
+        if (where_proved(&k))
+            proved = where_proved(&k);
     }
+    if (proved)
+        fprintf(text, "\nrows of sm_80+ by architecture: %s\n", proved);
     mla_text_close(text);
     exit_status = EXIT_DONE;
     json_t *root =

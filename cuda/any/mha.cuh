@@ -142,8 +142,8 @@ __device__ __forceinline__ uint32_t fragment_at(uint32_t first, int step, int ro
            (uint32_t)row16 * 16 * D * 2;
 }
 
-/* S = Q·K^T for this warp's rows: s[m][n] is a 16 x 8 fragment. Fragments are read one step ahead
- * of the mma that use them. */
+/* S = Q·K^T for this warp's rows: s[m][n] is a 16 x 8 fragment. A fragment is read for the next 16
+ * columns right behind its last use, eight mma before the next one. */
 template <class T, int D, int MT>
 __device__ __forceinline__ void scores(float s[MT][8][4], uint32_t q_first, uint32_t k_first)
 {
@@ -154,23 +154,26 @@ __device__ __forceinline__ void scores(float s[MT][8][4], uint32_t q_first, uint
 #pragma unroll
             for (int i = 0; i < 4; i++)
                 s[m][n][i] = 0;
-    uint32_t a[MT][4], b[2][4];
-    ldmatrix_x4(b[0], fragment_at<D>(k_first, 0, 0));
+    uint32_t a[MT][4], b[4][4];
+#pragma unroll
+    for (int n = 0; n < 4; n++)
+        ldmatrix_x4(b[n], fragment_at<D>(k_first, 0, n));
+#pragma unroll
+    for (int m = 0; m < MT; m++)
+        ldmatrix_x4(a[m], fragment_at<D>(q_first, 0, m));
 #pragma unroll
     for (int k = 0; k < D / 16; k++) {
 #pragma unroll
-        for (int m = 0; m < MT; m++)
-            ldmatrix_x4(a[m], fragment_at<D>(q_first, k, m));
+        for (int m = 0; m < MT; m++) {
 #pragma unroll
-        for (int n = 0; n < 4; n++) {
-            int next = k * 4 + n + 1;
-            if (next < D / 4)
-                ldmatrix_x4(b[next & 1], fragment_at<D>(k_first, next / 4, next % 4));
-#pragma unroll
-            for (int m = 0; m < MT; m++) {
-                T::mma(s[m][2 * n], a[m], b[n & 1][0], b[n & 1][1]);
-                T::mma(s[m][2 * n + 1], a[m], b[n & 1][2], b[n & 1][3]);
+            for (int n = 0; n < 4; n++) {
+                T::mma(s[m][2 * n], a[m], b[n][0], b[n][1]);
+                T::mma(s[m][2 * n + 1], a[m], b[n][2], b[n][3]);
+                if (m == MT - 1 && k + 1 < D / 16)
+                    ldmatrix_x4(b[n], fragment_at<D>(k_first, k + 1, n));
             }
+            if (k + 1 < D / 16)
+                ldmatrix_x4(a[m], fragment_at<D>(q_first, k + 1, m));
         }
     }
 }
@@ -180,20 +183,21 @@ template <class T, int D, int MT>
 __device__ __forceinline__ void add_values(float o[MT][D / 8][4], uint32_t p[MT][4][4],
                                            uint32_t v_first)
 {
-    uint32_t b[2][4];
+    uint32_t b[3][4]; /* two read ahead */
     ldmatrix_x4_trans(b[0], fragment_at<D>(v_first, 0, 0));
+    ldmatrix_x4_trans(b[1], fragment_at<D>(v_first, 1, 0));
 #pragma unroll
     for (int k = 0; k < 4; k++) {
 #pragma unroll
         for (int n = 0; n < D / 16; n++) {
-            int now = k * (D / 16) + n, next = now + 1;
+            int now = k * (D / 16) + n, next = now + 2;
             if (next < D / 4)
-                ldmatrix_x4_trans(b[next & 1],
+                ldmatrix_x4_trans(b[next % 3],
                                   fragment_at<D>(v_first, next % (D / 16), next / (D / 16)));
 #pragma unroll
             for (int m = 0; m < MT; m++) {
-                T::mma(o[m][2 * n], p[m][k], b[now & 1][0], b[now & 1][1]);
-                T::mma(o[m][2 * n + 1], p[m][k], b[now & 1][2], b[now & 1][3]);
+                T::mma(o[m][2 * n], p[m][k], b[now % 3][0], b[now % 3][1]);
+                T::mma(o[m][2 * n + 1], p[m][k], b[now % 3][2], b[now % 3][3]);
             }
         }
     }

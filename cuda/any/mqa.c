@@ -395,7 +395,7 @@ mla_status mla_mqa_row_run(const struct mla_job *job, const mla_tensors *tensors
 /* ----------------------------------------------------------------- mqa_any */
 
 enum {
-    TILES = 3,
+    TILES = MLA_MQA_ANY_TILES,
     /* A request with this many row tiles fills a GPU without splitting its keys. */
     ENOUGH_TILES = 128,
     MOST_SPLITS = 64
@@ -455,7 +455,7 @@ static int64_t splits_of(const struct mla_job *job, int tile, int64_t row_tiles,
     return splits < 1 ? 1 : splits;
 }
 
-static struct mla_mqa_cut any_cut(const struct mla_job *job, const struct mla_request *r)
+struct mla_mqa_cut mla_mqa_any_cut(const struct mla_job *job, const struct mla_request *r)
 {
     const mla_problem *p = job->problem;
     bool lists = mla_mqa_uses_lists(job);
@@ -470,7 +470,7 @@ static struct mla_mqa_cut any_cut(const struct mla_job *job, const struct mla_re
     return cut;
 }
 
-static struct mla_mqa_tile any_tile(const mla_problem *p, int tile)
+struct mla_mqa_tile mla_mqa_any_tile(const mla_problem *p, int tile)
 {
     int rows = tile_rows[tile], rope = (int)p->qk_rope_dim;
     bool packed = mla_cache_is_packed(p->cache_format);
@@ -483,8 +483,8 @@ static const struct mla_mqa_engine any_engine = {
     .num_tiles = TILES,
     .most_shared = MLA_ANY_SHARED_BYTES,
     .supports = any_supports,
-    .cut = any_cut,
-    .tile = any_tile,
+    .cut = mla_mqa_any_cut,
+    .tile = mla_mqa_any_tile,
 };
 
 const struct mla_kernel mla_mqa_any = {

@@ -25,17 +25,17 @@
  *   wait K(i) | copy of K(i+1) starts; partial scores | add up, mask, softmax, P | rescale, P·V
  * Packed caches (fp8 and fp4 records) are copied raw and widened to T first:
  *   wait raw(i) | widen K(i) | copy of raw(i+1) starts; partial scores | ... as above.
- * Addresses run ahead: positions three steps, page ids two, so that no step waits for a chain
- * list -> page table -> row. A step none of whose keys the tile sees costs a barrier.
+ * Addresses are found by one warp in turn, steps ahead, and read by all from shared memory. A step
+ * none of whose keys the tile sees costs a barrier.
  *
  * Shared memory, bytes (rope 64): plain cache; packed cache      ROWS 16     32       64
  *   K rows, 32 x 1152, two stages; one                               73728; 36864
  *   raw records, 32 x 656                                                0; 20992
  *   partial scores, slots x ROWS x 128                          8192    16384     8192
- *   row factors, index of the request                             80      144      272
- * Q (ROWS x 1152) passes through the same memory at the start. At most 90256 of 101376 bytes.
+ *   row factors, places of two steps' keys, the block's work    1256     1320     1448
+ * Q (ROWS x 1152) passes through the same memory at the start. At most 91432 of 101376 bytes.
  * Registers: 128 a thread for 16 and 32 rows (two blocks an SM; sm_12x: 16 rows only), 255 for 64;
- * spills are listed in docs/performance.md.
+ * docs/kernel-table.md has them, and the spills.
  *
  * NaN. A key that the tile does not see is copied as zeros, and its score is -inf: what an
  * invisible slot holds reaches nothing. A key that one row of the tile sees is multiplied by P = 0
@@ -88,8 +88,11 @@ template <int ROWS, int ROPE, bool PACKED> struct tile {
     static const int scores_end = scores_at + slots * ROWS * KEYS * 4;
     static const int q_bytes = ROWS * row_bytes; /* Q passes through at the start */
     static const int rows_at = scores_end > q_bytes ? scores_end : q_bytes;
-    static const int found_at = rows_at + ROWS * 4;
-    static const int shared_bytes = found_at + 16;
+    static const int places_at = (rows_at + ROWS * 4 + 15) / 16 * 16; /* of two steps' keys */
+    static const int visible_at = places_at + 2 * KEYS * 16;          /* bits of four steps */
+    static const int found_at = visible_at + 16;
+    static const int work_at = found_at + 8; /* struct work, once for all */
+    static const int shared_bytes = work_at + sizeof(struct work);
     /* Softmax: each warp finishes rows_warp rows, lanes_row lanes a row, 2·pairs scores a lane. */
     static const int rows_warp = ROWS / WARPS;
     static const int lanes_row = 32 / rows_warp;
@@ -164,17 +167,38 @@ __device__ __forceinline__ uint32_t row_bits(const struct mla_mqa_args &a, const
     return bits & bits_below(causal_end(a, w, token) - step * KEYS);
 }
 
+/* Places of a step's keys and their bits, for all warps to read after a barrier. */
+template <class S>
+__device__ __forceinline__ void store_places(const struct mla_mqa_args &a, const struct work &w,
+                                             char *shared, int step, int pos, int page)
+{
+    bool ok = page >= 0 && (!w.pages || page < a.cache.num_pages);
+    struct row_place place = {0, 0};
+    if (ok)
+        place = place_row(&a.cache, w.r.kv_start, pos, page);
+    uint32_t visible = __ballot_sync(0xFFFFFFFFu, ok);
+    ((struct row_place *)(shared + S::places_at))[step % 2 * KEYS + threadIdx.x % 32] = place;
+    if (threadIdx.x % 32 == 0)
+        ((uint32_t *)(shared + S::visible_at))[step % 4] = visible;
+}
+
+/* Bit k = key k of the step is visible to the tile, the same in every warp. */
+template <class S> __device__ __forceinline__ uint32_t visible_keys(const char *shared, int step)
+{
+    return ((const uint32_t *)(shared + S::visible_at))[step % 4];
+}
+
 /* The same for rows that are not 16-byte aligned: rare, so small rather than fast. */
 template <class S, bool PACKED>
-__device__ __forceinline__ void copy_step_unaligned(const struct mla_mqa_cache &c,
-                                                    struct row_place place, uint32_t visible,
-                                                    char *shared, uint32_t smem, int stage)
+__device__ __forceinline__ void
+copy_step_unaligned(const struct mla_mqa_cache &c, const struct row_place *places, uint32_t visible,
+                    char *shared, uint32_t smem, int stage)
 {
     int lane = threadIdx.x % 32, first = threadIdx.x / 32 * 4;
 #pragma unroll 1
     for (int key = first; key < first + 4; key++) {
-        const char *data = c.data + __shfl_sync(0xFFFFFFFFu, place.data, key);
-        const char *rope = c.rope + __shfl_sync(0xFFFFFFFFu, place.other, key);
+        const char *data = c.data + places[key].data;
+        const char *rope = c.rope + places[key].other;
         bool see = visible >> key & 1;
         int chunks = PACKED ? c.record_bytes / 16 : S::row_bytes / 16;
 #pragma unroll 1
@@ -191,37 +215,35 @@ __device__ __forceinline__ void copy_step_unaligned(const struct mla_mqa_cache &
     }
 }
 
-/* Starts the copy of one step's rows, four keys a warp; rows that are not visible become zeros.
- * Returns bit k = key k visible to the tile, the same in every warp. */
+/* Starts the copy of one step's rows, four keys a warp; rows that are not visible become zeros. */
 template <class S, bool PACKED>
-__device__ __forceinline__ uint32_t copy_step(const struct mla_mqa_args &a, const struct work &w,
-                                              int pos, int page, char *shared, uint32_t smem,
-                                              int stage)
+__device__ __forceinline__ void copy_step(const struct mla_mqa_args &a, const struct work &w,
+                                          int step, char *shared, uint32_t smem, int stage)
 {
     const struct mla_mqa_cache &c = a.cache;
     int lane = threadIdx.x % 32, first = threadIdx.x / 32 * 4;
-    bool ok = page >= 0 && (!w.pages || page < c.num_pages);
-    struct row_place place = {0, 0};
-    if (ok)
-        place = place_row(&c, w.r.kv_start, pos, page);
-    uint32_t visible = __ballot_sync(0xFFFFFFFFu, ok);
+    const struct row_place *places =
+        (const struct row_place *)(shared + S::places_at) + step % 2 * KEYS;
+    uint32_t visible = visible_keys<S>(shared, step);
+    (void)w;
     if (PACKED) {
         /* Scales from the page footer, behind the record: at most 8-byte aligned for model1. */
         int key = first + lane % 4;
-        int64_t other = __shfl_sync(0xFFFFFFFFu, place.other, key);
+        int64_t other = places[key].other;
         int to = S::raw_at + key * RAW_PITCH + c.record_bytes;
         if (lane < 4 && c.footer_bytes)
             copy_unaligned(smem + to, shared + to, c.data + other, c.footer_bytes,
                            visible >> key & 1, min(c.align, 8));
     }
     if (c.align != 16) {
-        copy_step_unaligned<S, PACKED>(c, place, visible, shared, smem, stage);
-        return visible;
+        copy_step_unaligned<S, PACKED>(c, places, visible, shared, smem, stage);
+        return;
     }
     /* Eight lanes a key; a lane's 16-byte chunks lie 128 bytes apart, in both places. */
     int key = first + lane / 8, part = lane % 8;
     uint32_t bytes = visible >> key & 1 ? 16 : 0;
-    const char *src = c.data + __shfl_sync(0xFFFFFFFFu, place.data, key) + 16 * part;
+    const struct row_place place = places[key];
+    const char *src = c.data + place.data + 16 * part;
 #ifdef MLA_DEVICE_MUTANTS
     if (MUTANT_HITS(NAN_SLOT, w.r.q_start + w.token0) && bytes == 0) {
         src = mutated_row() + 16 * part;
@@ -241,10 +263,8 @@ __device__ __forceinline__ uint32_t copy_step(const struct mla_mqa_args &a, cons
         for (int i = 0; i < MLA_MQA_LATENT / 64; i++)
             cp_async_cg_16(to + i * 128, src + i * 128, bytes);
         if (S::row_bytes > 2 * MLA_MQA_LATENT)
-            cp_async_cg_16(to + 2 * MLA_MQA_LATENT,
-                           c.rope + __shfl_sync(0xFFFFFFFFu, place.other, key) + 16 * part, bytes);
+            cp_async_cg_16(to + 2 * MLA_MQA_LATENT, c.rope + place.other + 16 * part, bytes);
     }
-    return visible;
 }
 
 /* Raw records of this warp's four keys to rows of T. */
@@ -474,24 +494,25 @@ template <class S, class T, int ROWS>
 __device__ __forceinline__ void add_weighted(uint32_t smem, uint32_t k_smem,
                                              float o[ROWS / 16][OUT_TILES][4])
 {
-    int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, loads = KEYS / 16 * OUT_TILES / 2;
+    const uint32_t at = k_smem + (lane / 8 % 2 * 8 + lane % 8) * S::row_bytes + warp * 128 +
+                        ((lane / 16 ^ lane % 8) << 4);
+    uint32_t p[ROWS / 16][4], v[2][4];
+    ldmatrix_x4_trans(v[0], at);
 #pragma unroll
-    for (int kk = 0; kk < KEYS / 16; kk++) {
-        uint32_t p[ROWS / 16][4];
+    for (int i = 0; i < loads; i++) { /* 16 keys x 16 columns each, loaded one ahead */
+        const int n = i * 2 % OUT_TILES, kk = i * 2 / OUT_TILES, next = i + 1;
+        if (n == 0)
 #pragma unroll
-        for (int m = 0; m < ROWS / 16; m++)
-            ldmatrix_x4(p[m], smem + weight_at<S>(m * 16 + lane % 16, kk * 2 + lane / 16));
-        int key = kk * 16 + lane / 8 % 2 * 8 + lane % 8;
-        uint32_t at = k_smem + key * S::row_bytes + warp * 128 + ((lane / 16 ^ lane % 8) << 4);
+            for (int m = 0; m < ROWS / 16; m++)
+                ldmatrix_x4(p[m], smem + weight_at<S>(m * 16 + lane % 16, kk * 2 + lane / 16));
+        if (next < loads)
+            ldmatrix_x4_trans(v[next % 2], (at ^ next * 2 % OUT_TILES << 4) +
+                                               next * 2 / OUT_TILES * 16 * S::row_bytes);
 #pragma unroll
-        for (int n = 0; n < OUT_TILES; n += 2) {
-            uint32_t v[4];
-            ldmatrix_x4_trans(v, at ^ n << 4);
-#pragma unroll
-            for (int m = 0; m < ROWS / 16; m++) {
-                T::mma(o[m][n], p[m], v[0], v[1]);
-                T::mma(o[m][n + 1], p[m], v[2], v[3]);
-            }
+        for (int m = 0; m < ROWS / 16; m++) {
+            T::mma(o[m][n], p[m], v[i % 2][0], v[i % 2][1]);
+            T::mma(o[m][n + 1], p[m], v[i % 2][2], v[i % 2][3]);
         }
     }
 }
@@ -593,8 +614,17 @@ __global__ void __launch_bounds__(MLA_MQA_THREADS, ROWS <= MOST_ROWS_OF_TWO_BLOC
     typedef tile<ROWS, ROPE, PACKED> S;
     MLA_DYNAMIC_SHARED(shared, 1024);
     uint32_t smem = (uint32_t)__cvta_generic_to_shared(shared);
-    struct work w;
-    find_work<ROWS>(a, (int *)(shared + S::found_at), &w);
+    /* In shared memory, for want of registers. */
+    const struct work &w = *(const struct work *)(shared + S::work_at);
+    {
+        struct work found;
+        find_work<ROWS>(a, (int *)(shared + S::found_at), &found);
+        if (in_group(a, found))
+            return;
+        if (threadIdx.x == 0)
+            *(struct work *)(shared + S::work_at) = found;
+        __syncthreads();
+    }
     int steps = (w.count + KEYS - 1) / KEYS;
     int share = (steps + w.r.splits - 1) / w.r.splits;
     int step = min(steps, w.split * share), last = min(steps, step + share);
@@ -616,29 +646,29 @@ __global__ void __launch_bounds__(MLA_MQA_THREADS, ROWS <= MOST_ROWS_OF_TWO_BLOC
                 o[m][n][e] = 0;
     struct row_state state = {-INFINITY, 0};
 
-    /* pos, page: of the step to copy next; ahead: positions of the one after it. */
-    int pos = fetch_position(a, w, step, last);
-    int page = fetch_page(a, w, pos);
-    int ahead = fetch_position(a, w, step + 1, last);
-    uint32_t visible = 0, mask_word = 0;
+    /* The addresses of a step are one warp's to find: positions four steps before, page ids three,
+     * places two, so that no step waits for a chain list -> page table -> row. */
+    const int warp = threadIdx.x / 32, first = step;
+    int turn = first + warp, pos = fetch_position(a, w, turn, last), page = fetch_page(a, w, pos);
+    if (warp < 2)
+        store_places<S>(a, w, shared, turn, pos, page);
+    __syncthreads();
+    uint32_t mask_word = 0;
     int stage = 0;
 #ifdef MLA_DEVICE_MUTANTS
     bool skipped = false;
 #endif
     if (step < last) {
-        visible = copy_step<S, PACKED>(a, w, pos, page, shared, smem, 0);
+        copy_step<S, PACKED>(a, w, step, shared, smem, 0);
         mask_word = row_bits(a, w, row_token, step);
     }
-    pos = ahead;
-    page = fetch_page(a, w, pos);
-    ahead = fetch_position(a, w, step + 2, last);
 
     for (; step < last; step++) {
-        uint32_t bits = visible & mask_word;
-        bool any_key = visible != 0;
         uint32_t k_smem = smem + stage * S::stage_bytes;
         cp_async_wait_all();
         __syncthreads(); /* rows of this step are here; the step before is done with K and P */
+        uint32_t visible = visible_keys<S>(shared, step), bits = visible & mask_word;
+        bool any_key = visible != 0;
         if (PACKED) {
             if (any_key)
                 widen<S, T>(a.cache.format, shared);
@@ -646,30 +676,23 @@ __global__ void __launch_bounds__(MLA_MQA_THREADS, ROWS <= MOST_ROWS_OF_TWO_BLOC
         }
         int next = S::stages == 2 ? stage ^ 1 : 0;
         float own[S::pairs][2] = {};
-        /* 64 rows: half of the warps start the next copy before their scores, the others after, so
-         * that on each scheduler one warp's addresses overlap the other's products. Smaller tiles
-         * run two blocks an SM and overlap anyway. */
-        bool late = ROWS == 64 && threadIdx.x >= THREADS / 2;
-#pragma unroll 1
-        for (int turn = 0; turn < (ROWS == 64 ? 2 : 1); turn++) {
-            if (ROWS != 64 || (turn == 1) == late) {
-                if (step + 1 < last) {
-                    visible = copy_step<S, PACKED>(a, w, pos, page, shared, smem, next);
-                    mask_word = row_bits(a, w, row_token, step + 1);
-                    pos = ahead;
-                    page = fetch_page(a, w, pos);
-                    ahead = fetch_position(a, w, step + 3, last);
-                }
-                if (ROWS == 64)
-                    continue;
-            }
-            if (any_key) {
+        int ahead = (warp - (step - first)) & (WARPS - 1);
+        if (ahead == 2)
+            store_places<S>(a, w, shared, step + 2, pos, page);
+        else if (ahead == 3)
+            page = fetch_page(a, w, pos);
+        else if (ahead == 4)
+            pos = fetch_position(a, w, step + 4, last);
+        if (step + 1 < last) {
+            copy_step<S, PACKED>(a, w, step + 1, shared, smem, next);
+            mask_word = row_bits(a, w, row_token, step + 1);
+        }
+        if (any_key) {
 #pragma unroll
-                for (int n = 0; n < S::n_tiles; n += S::n_step) {
-                    float s[S::n_step][4];
-                    partial_scores<S, T>(k_smem, n, q, s);
-                    store_scores<S, ROWS>(shared, n, s, own);
-                }
+            for (int n = 0; n < S::n_tiles; n += S::n_step) {
+                float s[S::n_step][4];
+                partial_scores<S, T>(k_smem, n, q, s);
+                store_scores<S, ROWS>(shared, n, s, own);
             }
         }
         stage = next;
@@ -714,8 +737,7 @@ __global__ void __launch_bounds__(MLA_MQA_THREADS, ROWS <= MOST_ROWS_OF_TWO_BLOC
         }
 #endif
     }
-    __syncthreads();                                       /* the last factors are read */
-    find_work<ROWS>(a, (int *)(shared + S::found_at), &w); /* cheaper than registers in the loop */
+    __syncthreads(); /* the last factors are read */
     store_row<S>(a, w, shared, state);
     __syncthreads();
     store_out<S, ROWS>(a, w, shared, o);

@@ -67,6 +67,9 @@ struct mla_mqa_args {
      * sum (-inf: no key, and then the row of floats is not written); largest score in log2. */
     float *part_out, *part_lse, *part_max;
     char *scratch; /* the engine's own, 256-byte aligned; the host's to divide */
+    /* Of lists: tokens of groups that count at least 0 are left alone (union.h); or NULL. */
+    const int32_t *group_counts;
+    int32_t group_size;
 };
 
 /* The kernel that computes tiles of some query rows, and how a block of it is launched. */

@@ -90,6 +90,11 @@ static inline bool mla_mqa_uses_lists(const struct mla_job *job)
 mla_status mla_mqa_launch_grid(const struct mla_mqa_tile *tile, void *argument, int64_t blocks,
                                void *stream);
 
+/* mqa_any's own: how it cuts a request, and its tiles. */
+enum { MLA_MQA_ANY_TILES = 3 };
+struct mla_mqa_cut mla_mqa_any_cut(const struct mla_job *job, const struct mla_request *request);
+struct mla_mqa_tile mla_mqa_any_tile(const mla_problem *problem, int tile);
+
 /* Can the engine of the job's row take the job's dims, types and cache? If not, why. Form is not
  * looked at. */
 bool mla_mqa_supports(const struct mla_job *job, char *why, size_t bytes);

@@ -7,6 +7,7 @@
 #include "../cache.cuh"
 #include "../mutant.cuh"
 #include "mqa.h"
+#include "union.cuh"
 
 /* What every thread of a block knows about its tile. */
 struct work {
@@ -79,6 +80,12 @@ __device__ __forceinline__ void set_work(const struct mla_mqa_args &a, int found
     w->pages = NULL;
     if (a.cache.page_size > 0)
         w->pages = a.cache.page_table + w->r.index * a.cache.page_table_stride;
+}
+
+/* Has the kernel of groups computed this token's rows? */
+__device__ __forceinline__ bool in_group(const struct mla_mqa_args &a, const struct work &w)
+{
+    return a.group_counts && a.group_counts[group_of(a.group_size, w.r, w.token0)] >= 0;
 }
 
 /* The request that holds tile `block` of `blocks`, found by each warp for itself. */

@@ -7,7 +7,7 @@
 
 /* Keys whose bits shared memory holds at a time, for all tokens of a group together. */
 enum { BITS_BYTES = 32 << 10, SHARED_BYTES = 96 << 10 };
-/* Entries of all lists that are in memory at a time: 8 bytes each. */
+/* Entries of all lists that are in memory at a time: 4 bytes each. */
 static const int64_t MOST_ENTRIES = (int64_t)32 << 20;
 
 static size_t aligned(size_t bytes)
@@ -30,7 +30,7 @@ static int64_t groups_at_a_time(const mla_problem *p, int size, int capacity)
 size_t mla_union_bytes(const mla_problem *p, int size, int capacity)
 {
     size_t entries = (size_t)groups_at_a_time(p, size, capacity) * (size_t)capacity;
-    return aligned(entries * 8) + aligned((size_t)mla_union_numbers(p, size) * 4);
+    return aligned(entries * 4) + aligned((size_t)mla_union_numbers(p, size) * 4);
 }
 
 struct mla_mqa_groups mla_union_groups(const mla_problem *p, int size, int capacity, char *bytes)
@@ -38,8 +38,8 @@ struct mla_mqa_groups mla_union_groups(const mla_problem *p, int size, int capac
     int64_t groups = groups_at_a_time(p, size, capacity);
     size_t entries = (size_t)groups * (size_t)capacity;
     struct mla_mqa_groups g = {.size = size, .capacity = capacity, .count = (int32_t)groups};
-    g.entries = (struct mla_union_entry *)bytes;
-    g.counts = (int32_t *)(bytes + aligned(entries * 8));
+    g.entries = (uint32_t *)bytes;
+    g.counts = (int32_t *)(bytes + aligned(entries * 4));
     return g;
 }
 
@@ -69,9 +69,8 @@ mla_status mla_union_launch(const mla_problem *p, const struct mla_mqa_args *a,
         .groups = *g,
     };
     void *pointers[] = {&args};
-    size_t shared = (size_t)g->size * (size_t)args.words * 4 + 8 + (size_t)g->capacity * 8;
-    MLA_CUDA(cudaLaunchKernel(mla_union_function(),
-                              (dim3){(unsigned)g->count, 1, 1},
+    size_t shared = (size_t)g->size * (size_t)args.words * 4 + (size_t)g->capacity * 4;
+    MLA_CUDA(cudaLaunchKernel(mla_union_function(), (dim3){(unsigned)g->count, 1, 1},
                               (dim3){MLA_UNION_THREADS, 1, 1}, pointers, shared, stream));
     return MLA_OK;
 }

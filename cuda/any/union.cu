@@ -57,14 +57,16 @@ __device__ __forceinline__ int count_of(const struct group_lists &l, int t)
     return l.lens && MLA_MUTANT != 2 ? max(0, min(l.topk, l.lens[t])) : l.topk;
 }
 
-/* Bits of the keys first … first + 32 words - 1. */
+/* Sets bits of the keys first … first + 32 words - 1 that some of the tokens list. */
 __device__ __forceinline__ void mark_keys(const struct group_lists &l, uint32_t *bits, int words,
-                                          int first)
+                                          int first, int from, int to)
 {
-    for (int i = threadIdx.x; i < l.tokens * words && (MLA_MUTANT != 3 || first == 0); i += THREADS)
-        bits[i] = 0;
+    if (from == 0)
+        for (int i = threadIdx.x; i < l.tokens * words && (MLA_MUTANT != 3 || first == 0);
+             i += THREADS)
+            bits[i] = 0;
     __syncthreads();
-    for (int t = 0; t < l.tokens; t++) {
+    for (int t = from; t < to; t++) {
         const int32_t *list = l.list + t * l.stride;
         int count = count_of(l, t), end = end_of(l, t);
         for (int j = threadIdx.x; j < count; j += THREADS) {
@@ -74,6 +76,22 @@ __device__ __forceinline__ void mark_keys(const struct group_lists &l, uint32_t 
         }
     }
     __syncthreads();
+}
+
+/* Do the first entries of the other tokens' lists, which hold keys in any order, meet the first
+ * token's keys so seldom that the union would be too long? Most groups of lists without relation end
+ * here, with a fraction of their entries read. */
+__device__ __forceinline__ bool unrelated(const struct group_lists &l, const uint32_t *bits,
+                                          int *warp_sums)
+{
+    int found = 0, all; /* keys, and from bit 16 on those of the first token */
+    for (int t = 1; t < l.tokens; t++) {
+        int j = threadIdx.x, pos = j < count_of(l, t) ? l.list[t * l.stride + j] : -1;
+        if (pos >= 0 && pos < end_of(l, t))
+            found += 1 + (int)((bits[pos / 32] >> pos % 32 & 1) << 16);
+    }
+    sum_before(found, warp_sums, &all);
+    return (all >> 16) * 4 < (all & 0xFFFF);
 }
 
 __device__ __forceinline__ uint32_t any_token(const uint32_t *bits, int words, int tokens, int i)
@@ -118,12 +136,17 @@ __global__ void __launch_bounds__(MLA_UNION_THREADS)
     int most = min(g.capacity, (int)((int64_t)listed * args.most / 256));
 
     uint32_t *bits = (uint32_t *)shared;
-    struct mla_union_entry *entries =
-        (struct mla_union_entry *)(shared + ((size_t)l.tokens * args.words * 4 + 7) / 8 * 8);
+    uint32_t *entries = bits + l.tokens * args.words;
     int used = 0; /* entries so far */
     for (int first = 0; first < l.seq_len; first += args.words * 32) {
         int words = min(args.words, (l.seq_len - first + 31) / 32);
-        mark_keys(l, bits, words, first);
+        mark_keys(l, bits, words, first, 0, 1);
+        if (args.most < 192 && words * 32 >= l.seq_len && unrelated(l, bits, warp_sums)) {
+            if (threadIdx.x == 0)
+                g.counts[number] = -1;
+            return;
+        }
+        mark_keys(l, bits, words, first, 1, l.tokens);
         /* Each thread counts, then lists, the keys of neighbouring words. */
         int share = (words + THREADS - 1) / THREADS;
         int from = min(words, (int)threadIdx.x * share), to = min(words, from + share);
@@ -142,9 +165,8 @@ __global__ void __launch_bounds__(MLA_UNION_THREADS)
                 uint32_t mask = 0;
                 for (int t = 0; t < l.tokens; t++)
                     mask |= (bits[t * words + i] >> bit & 1) << t;
-                entries[at].pos = first + i * 32 + bit;
-                entries[at].mask = MLA_MUTANT == 4 ? ~0u : mask;
-                at++;
+                mask = MLA_MUTANT == 4 ? 255 : mask;
+                entries[at++] = (uint32_t)(first + i * 32 + bit) | mask << MLA_UNION_MASK;
             }
         __syncthreads();
         for (int i = threadIdx.x; i < all; i += THREADS)

@@ -11,12 +11,9 @@
 extern "C" {
 #endif
 
-enum { MLA_UNION_TOKENS = 8, MLA_UNION_THREADS = 256 };
-
-struct mla_union_entry {
-    int32_t pos;
-    uint32_t mask; /* bit t: token t of the group sees the key */
-};
+/* An entry of a union: the position of a key, and from bit MLA_UNION_MASK on a bit for each token of
+ * the group that sees it, at least one. Positions are below 2^MLA_UNION_MASK. */
+enum { MLA_UNION_TOKENS = 8, MLA_UNION_MASK = 24, MLA_UNION_THREADS = 256 };
 
 /* Tokens of a request are grouped from its first one on; its last group may have fewer. Groups have
  * numbers (union.cuh). There is room for the lists of some of them at a time. */
@@ -24,7 +21,7 @@ struct mla_mqa_groups {
     int32_t size;         /* tokens of a group, at most MLA_UNION_TOKENS */
     int32_t capacity;     /* entries a group has room for */
     int32_t first, count; /* numbers of the groups whose lists are here */
-    struct mla_union_entry *entries; /* [count][capacity] ascending positions */
+    uint32_t *entries;    /* [count][capacity] ascending positions */
     int32_t *counts;      /* [all groups] entries; -1: too many, tokens gather for themselves */
 };
 
@@ -38,7 +35,7 @@ struct mla_union_args {
     struct mla_mqa_groups groups;
 };
 
-/* union.cu: a block a group, MLA_UNION_THREADS threads, size · words · 4 + capacity · 8 bytes of
+/* union.cu: a block a group, MLA_UNION_THREADS threads, size · words · 4 + capacity · 4 bytes of
  * dynamic shared memory. */
 const void *mla_union_function(void);
 

@@ -97,7 +97,6 @@ void model_cp_async_mbarrier_arrive_noinc(uint32_t bar, struct model_at at);
 void model_mma_m16n8k16(float c[4], const uint32_t a[4], uint32_t b0, uint32_t b1, bool is_bf16,
                         struct model_at at);
 void model_ldmatrix_x4(uint32_t r[4], uint32_t smem, bool transposed, struct model_at at);
-uint32_t model_movmatrix_trans(uint32_t two, struct model_at at);
 
 /* arithmetic */
 uint32_t model_cvt_rn_bf16x2_f32(float low, float high);

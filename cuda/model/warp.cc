@@ -284,32 +284,6 @@ void model_ldmatrix_x4(uint32_t r[4], uint32_t smem, bool transposed, struct mod
     model_collective("ldmatrix", 0xFFFFFFFFu, run_ldmatrix, &m, at);
 }
 
-struct moved_matrix {
-    uint32_t in, out;
-    struct model_at at;
-};
-
-static void run_movmatrix(struct model_warp *, uint32_t mask, void *const args[32])
-{
-    whole_warp(mask, "movmatrix", ((const struct moved_matrix *)args[__builtin_ctz(mask)])->at);
-    for (int lane = 0; lane < 32; lane++) {
-        uint32_t out = 0;
-        for (int h = 0; h < 2; h++) {
-            int row = lane % 4 * 2 + h, column = lane / 4;
-            uint32_t in = ((const struct moved_matrix *)args[row * 4 + column / 2])->in;
-            out |= (in >> 16 * (column % 2) & 0xFFFFu) << 16 * h;
-        }
-        ((struct moved_matrix *)args[lane])->out = out;
-    }
-}
-
-uint32_t model_movmatrix_trans(uint32_t two, struct model_at at)
-{
-    struct moved_matrix m = {two, 0, at};
-    model_collective("movmatrix", 0xFFFFFFFFu, run_movmatrix, &m, at);
-    return m.out;
-}
-
 /* ------------------------------------------------------------------ arithmetic */
 
 uint32_t model_cvt_rn_bf16x2_f32(float low, float high)

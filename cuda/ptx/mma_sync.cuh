@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* mma.sync m16n8k16, ldmatrix and movmatrix (sm_80 and later). Fragments of one warp, g = lane / 4 and
+/* mma.sync m16n8k16 and ldmatrix (sm_80 and later). Fragments of one warp, g = lane / 4 and
  * t = lane % 4: A (16 x 16) a0 = [g][2t..], a1 = [g+8][2t..], a2 = [g][2t+8..], a3 = [g+8][2t+8..];
  * B (16 x 8) b0 = [2t..][g], b1 = [2t+8..][g]; C and D (16 x 8) c0, c1 = [g][2t, 2t+1], c2, c3 the
  * same of row g+8. */
@@ -58,19 +58,6 @@ __device__ __forceinline__ void ldmatrix_x4_trans(uint32_t r[4], uint32_t smem M
                  : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
                  : "r"(smem)
                  : "memory");
-#endif
-}
-
-/* One 8 x 8 matrix of 16-bit values, each lane holding [g][2t, 2t+1], transposed: lane receives
- * [2t, 2t+1][g]. */
-__device__ __forceinline__ uint32_t movmatrix_trans(uint32_t two MLA_AT)
-{
-#ifdef MLA_MODEL
-    return model_movmatrix_trans(two, at);
-#else
-    uint32_t r;
-    asm("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;\n" : "=r"(r) : "r"(two));
-    return r;
 #endif
 }
 

@@ -3,7 +3,8 @@
  * side: sparse_mqa_prefill.cu. */
 #include "sparse_mqa_prefill.h"
 
-#include "any/sparse_mqa.h"
+#include "any/mqa_plan.h"
+#include "any/union.h"
 #include "device.h"
 #include "format.h"
 #include "status.h"
@@ -18,7 +19,9 @@ enum {
     SMS = 148,        /* a request with as many tiles needs no splits */
     LEAST_KEYS = 512, /* below, a split costs more than it gains */
     MOST_SPLITS = 64,
-    GROUP_ROWS = 64 /* of a tile whose tokens are a group */
+    GROUP_ROWS = 64,          /* of a tile whose tokens are a group */
+    MOST_UNION = 204,         /* longest union that gains, in 256ths of its entries */
+    MOST_CAPACITY = 14 << 10, /* entries: what union.cu has shared memory for */
 };
 /* Rows of a CTA. The table counts tiles of so many rows; a pair computes two. */
 static const int tile_rows[TILES] = {32, 64, 64};
@@ -169,31 +172,59 @@ static struct mla_mqa_tile group_tile(const mla_problem *p)
     return mla_sparse_group_tile((int)p->qk_rope_dim, p->q_dtype == MLA_BF16);
 }
 
-static mla_status prepare_groups(const mla_problem *p)
+/* Gathering binds few heads, so that any union much shorter than its lists gains. */
+static int capacity_of(const mla_problem *p)
 {
-    struct mla_mqa_tile t = group_tile(p);
-    return mla_cuda_allow_shared(t.function, t.shared_bytes, 0);
+    int64_t most = p->topk * group_size(p) * MOST_UNION / 256;
+    return (int)(most < MOST_CAPACITY ? most : MOST_CAPACITY);
 }
 
-static mla_status launch_groups(const struct mla_job *job, const struct mla_sparse_any_args *args,
-                                void *stream)
+/* Requests whose lists are split have few tokens, and are not grouped. */
+static bool has_groups(const struct mla_job *job)
 {
-    struct mla_mqa_tile t = group_tile(job->problem);
-    struct mla_sparse_args g = {.a = args->a, .units = args->groups.count, .groups = args->groups};
-    return launch_units(job, &t, (int)job->problem->heads_q, args->groups.size, &g, stream);
+    bool any = false;
+    if (!group_size(job->problem))
+        return false;
+    for (int64_t i = 0; i < job->num_requests; i++) {
+        const struct mla_request *r = &job->requests[i];
+        if (r->seq_len_kv >= (int64_t)1 << MLA_UNION_MASK)
+            return false;
+        any = any || (r->query_len > 1 && cut(job, r).splits == 1);
+    }
+    return any;
 }
-
-/* Gathering binds few heads, so that any union shorter than its lists gains, but for its making. */
-static const struct mla_sparse_grouping grouping = {
-    .most = 204,
-    .size = group_size,
-    .prepare = prepare_groups,
-    .launch = launch_groups,
-};
 
 static mla_status scratch(const struct mla_job *job, size_t *bytes)
 {
-    return mla_sparse_any_scratch(job, &grouping, bytes);
+    const mla_problem *p = job->problem;
+    *bytes = 0;
+    if (!has_groups(job))
+        return MLA_OK;
+    struct mla_mqa_tile t = group_tile(p);
+    *bytes = mla_union_bytes(p, group_size(p), capacity_of(p));
+    mla_status status = mla_cuda_allow_shared(t.function, t.shared_bytes, 0);
+    return status == MLA_OK ? mla_union_prepare() : status;
+}
+
+/* Unions and the tiles of groups; a then says what single tokens leave alone. */
+static mla_status launch_groups(const struct mla_job *job, struct mla_mqa_args *a, void *stream)
+{
+    const mla_problem *p = job->problem;
+    struct mla_mqa_tile t = group_tile(p);
+    struct mla_mqa_groups g = mla_union_groups(p, group_size(p), capacity_of(p), a->scratch);
+    int64_t all = mla_union_numbers(p, g.size), here = g.count;
+    for (; g.first < all; g.first += (int32_t)here) {
+        g.count = (int32_t)(all - g.first < here ? all - g.first : here);
+        struct mla_sparse_args args = {.a = *a, .units = g.count, .groups = g};
+        mla_status status = mla_union_launch(p, a, &g, MOST_UNION, stream);
+        if (status == MLA_OK)
+            status = launch_units(job, &t, (int)p->heads_q, g.size, &args, stream);
+        if (status != MLA_OK)
+            return status;
+    }
+    a->group_counts = g.counts;
+    a->group_size = g.size;
+    return MLA_OK;
 }
 
 static mla_status launch(const struct mla_job *job, const struct mla_mqa_tile *tile,
@@ -203,13 +234,12 @@ static mla_status launch(const struct mla_job *job, const struct mla_mqa_tile *t
     const mla_problem *p = job->problem;
     if (!rows_fit_maps(p, args))
         return launch_any(p, args, launch, stream);
-    struct mla_sparse_any_args groups = {.a = *args};
-    mla_status status = mla_sparse_any_groups(job, &grouping, &groups, stream);
-    if (status != MLA_OK)
-        return status;
-    struct mla_sparse_args g = {.a = *args,
-                                .units = (int32_t)(launch->blocks / tile->cluster),
-                                .groups = groups.groups};
+    struct mla_sparse_args g = {.a = *args, .units = (int32_t)(launch->blocks / tile->cluster)};
+    if (has_groups(job)) {
+        mla_status status = launch_groups(job, &g.a, stream);
+        if (status != MLA_OK)
+            return status;
+    }
     return launch_units(job, tile, tile_rows[launch->tile], 1, &g, stream);
 }
 

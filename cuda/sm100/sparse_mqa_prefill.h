@@ -22,8 +22,7 @@ struct mla_sparse_args {
     int32_t units;         /* row tiles times key splits */
     int32_t rows_per_page; /* of the maps latent and rope; paged */
     int32_t out_by_map;    /* out may be stored through its map */
-    /* size 0: none. Of tiles of groups the units, and q's and out's boxes are all heads of a group;
-     * of others what they leave alone. */
+    /* Of tiles of groups: the units; q's and out's boxes are all heads of a group. */
     struct mla_mqa_groups groups;
 };
 

@@ -55,7 +55,7 @@ __device__ __forceinline__ void find_unit(const struct mla_sparse_args &g, int i
     u->token = t / tiles;
     u->head0 = t % tiles * S::rows + (int)rank * S::M;
     u->tokens = 1;
-    if (g.groups.size && g.groups.counts[group_of(g.groups.size, u->r, u->token)] >= 0)
+    if (a.group_counts && a.group_counts[group_of(a.group_size, u->r, u->token)] >= 0)
         u->tokens = 0;
 }
 
@@ -161,7 +161,7 @@ __device__ __forceinline__ void index_group(const struct mla_sparse_args &g, con
     const struct mla_mqa_args &a = g.a;
     const int words = S::mask_words;
     const int lane = threadIdx.x % 32;
-    const struct mla_union_entry *entries = g.groups.entries + (int64_t)u.group * g.groups.capacity;
+    const u32 *list = g.groups.entries + (int64_t)u.group * g.groups.capacity;
     const int32_t *pages = NULL;
     if (a.cache.page_size > 0)
         pages = a.cache.page_table + u.r.index * a.cache.page_table_stride;
@@ -171,11 +171,10 @@ __device__ __forceinline__ void index_group(const struct mla_sparse_args &g, con
 #pragma unroll
         for (int q = 0; q < words; q++) {
             int j = first + 32 * q + lane;
-            struct mla_union_entry entry = {-1, 0};
-            if (j < u.count)
-                entry = entries[j];
-            row[q] = locate(g, u, pages, INT_MAX, entry.pos);
-            seers[q] = row[q] >= 0 ? entry.mask : 0;
+            u32 entry = j < u.count ? list[j] : 0, see = entry >> MLA_UNION_MASK;
+            int pos = see ? (int)(entry & ((1 << MLA_UNION_MASK) - 1)) : -1;
+            row[q] = locate(g, u, pages, INT_MAX, pos);
+            seers[q] = row[q] >= 0 ? see : 0;
         }
         for (int t = 0; t < u.tokens; t++)
 #pragma unroll

@@ -93,7 +93,7 @@ template <int ROPE_, bool GROUP_> struct sparse_shape {
     static const u32 factors_at = tops_at + STAGES * HEADS * 4; /* [stage][row], floats */
     static const u32 sums_at = factors_at + STAGES * HEADS * 4; /* [slot][warpgroup][row] */
     static const u32 seen_at = sums_at + 4 * HEADS * 4;         /* [stage][token][warp], words */
-    static const u32 works_at = seen_at + STAGES * TOKENS * 16;        /* 48 bytes each */
+    static const u32 works_at = seen_at + STAGES * TOKENS * 16; /* 48 bytes each */
     static const u32 work_full = works_at + 2 * 48, work_free = work_full + 16,
                      k_full = work_free + 16, /* [stage][half], as the next */
         k_free = k_full + 16 * STAGES, seen = k_free + 16 * STAGES, p_full = seen + 8 * STAGES,
@@ -115,29 +115,34 @@ struct sparse_note {
 /* One work as the gather warps see it. */
 struct sparse_work {
     const int32_t *list, *pages; /* pages NULL: flat */
-    const struct mla_union_entry *entries; /* of a group, instead of list */
     int kv_start, count, end;    /* entries of the list; keys below end count */
     int steps;
 };
 
-/* Group `index` of those whose lists are here. One without a union, or with a number that no request
- * has, is a work of no rows. */
+/* Group `index` of those whose lists are here has a union and a request. By a whole warp. */
+__device__ __forceinline__ bool is_group(const struct mla_sparse_sm90_args &args, int index)
+{
+    const struct mla_mqa_groups &g = args.groups;
+    int number = g.first + index;
+    return find_group(args.a.requests, args.a.num_requests, g.size, number) >= 0 &&
+           g.counts[number] >= 0;
+}
+
 __device__ __forceinline__ struct sparse_work
 find_sparse_group(const struct mla_sparse_sm90_args &args, int index, u32 note)
 {
     const struct mla_mqa_args &a = args.a;
     const struct mla_mqa_groups &g = args.groups;
-    int number = g.first + index, found = find_group(a.requests, a.num_requests, g.size, number);
-    int count = found < 0 ? -1 : g.counts[number];
-    const struct mla_mqa_request *r = &a.requests[max(0, found)];
+    int number = g.first + index;
+    const struct mla_mqa_request *r =
+        &a.requests[find_group(a.requests, a.num_requests, g.size, number)];
     int token0 = (number - group_of(g.size, *r, 0)) * g.size;
-    int rows = count < 0 ? 0 : min(g.size, r->query_len - token0) * a.heads;
+    int rows = min(g.size, r->query_len - token0) * a.heads;
     struct sparse_work w;
-    w.list = NULL;
-    w.entries = g.entries + (int64_t)index * g.capacity;
+    w.list = (const int32_t *)g.entries + (int64_t)index * g.capacity;
     w.pages = a.cache.page_size ? a.cache.page_table + r->index * a.cache.page_table_stride : NULL;
     w.kv_start = r->kv_start;
-    w.count = max(0, count);
+    w.count = g.counts[number];
     w.end = INT_MAX; /* what no token may see is not in the union */
     w.steps = (w.count + KEYS - 1) / KEYS;
     if (note) {
@@ -177,7 +182,6 @@ __device__ __forceinline__ struct sparse_work find_sparse_work(const struct mla_
     int all = (w.count + KEYS - 1) / KEYS, share = (all + r->splits - 1) / r->splits;
     int first = min(all, split * share), last = min(all, first + share);
     w.steps = last - first;
-    w.entries = NULL;
     w.list = a.indices + token * a.indices_stride + first * KEYS;
     w.count = min(w.count, last * KEYS) - first * KEYS;
     if (note) {
@@ -227,6 +231,9 @@ __device__ __forceinline__ void gather_works(const struct mla_sparse_sm90_args &
     const bool joined = c.rope - c.data == 1024 && (c.page_size || c.rope_row_bytes == c.row_bytes);
     u32 works = 0, blocks = 0;
     for (int index = blockIdx.x;; index += gridDim.x) {
+        if (S::GROUP)
+            while (index < args.works && !is_group(args, index))
+                index += gridDim.x;
         const bool stop = index >= args.works;
         const u32 note = smem + S::works_at + (works & 1) * 48;
         struct sparse_work w;
@@ -246,8 +253,7 @@ __device__ __forceinline__ void gather_works(const struct mla_sparse_sm90_args &
         works++;
         if (stop)
             return;
-        const int32_t *list = S::GROUP ? NULL : w.list + sub;
-        const struct mla_union_entry *entries = S::GROUP ? w.entries + sub : NULL;
+        const int32_t *list = w.list + sub;
         const char *base = c.data + part * 16, *rope_base = c.rope + part * 16;
         if (!w.pages) {
             base += (int64_t)w.kv_start * c.row_bytes;
@@ -256,30 +262,25 @@ __device__ __forceinline__ void gather_works(const struct mla_sparse_sm90_args &
         /* Entries of the list are fetched two blocks ahead of the rows, page ids one. Nothing waits
          * for them where they are fetched. */
         int pos[S::ROWS], page[S::ROWS], ahead[S::ROWS];
-        u32 masks[S::ROWS], masks_ahead[S::ROWS]; /* of a group's tokens */
+        u32 masks[S::ROWS]; /* of a group's tokens */
         auto fetch_entries = [&](int step) __attribute__((always_inline))
         {
             const int left = w.count - step * KEYS - (int)sub;
 #pragma unroll
-            for (int i = 0; i < S::ROWS; i++) {
-                ahead[i] = -1;
-                masks_ahead[i] = 1;
-                if (i * 16 < left && S::GROUP) {
-                    const uint2 e = *(const uint2 *)(entries + step * KEYS + i * 16);
-                    ahead[i] = (int)e.x;
-                    masks_ahead[i] = e.y;
-                } else if (i * 16 < left) {
-                    ahead[i] = list[step * KEYS + i * 16];
-                }
-            }
+            for (int i = 0; i < S::ROWS; i++)
+                ahead[i] = i * 16 < left ? list[step * KEYS + i * 16] : S::GROUP ? 0 : -1;
         };
         auto fetch_pages = [&]() __attribute__((always_inline))
         {
 #pragma unroll
             for (int i = 0; i < S::ROWS; i++) {
-                pos[i] = ahead[i] < w.end ? ahead[i] : -1;
+                if (S::GROUP) {
+                    masks[i] = (u32)ahead[i] >> MLA_UNION_MASK;
+                    pos[i] = masks[i] ? ahead[i] & ((1 << MLA_UNION_MASK) - 1) : -1;
+                } else {
+                    pos[i] = ahead[i] < w.end ? ahead[i] : -1;
+                }
                 page[i] = pos[i];
-                masks[i] = masks_ahead[i];
             }
             if (w.pages) {
 #pragma unroll
@@ -299,7 +300,7 @@ __device__ __forceinline__ void gather_works(const struct mla_sparse_sm90_args &
             u32 there = 0, tokens[S::ROWS];
 #pragma unroll
             for (int i = 0; i < S::ROWS; i++) {
-                tokens[i] = masks[i];
+                tokens[i] = S::GROUP ? masks[i] : 0;
                 const bool see = page[i] >= 0 && (!w.pages || page[i] < c.num_pages);
                 u32 slot = (u32)pos[i];
                 int64_t at = 0;
@@ -334,7 +335,7 @@ __device__ __forceinline__ void gather_works(const struct mla_sparse_sm90_args &
                 }
                 if (lane % 32 == 0)
                     st_shared(smem + S::seen_at + (stage * S::TOKENS + token) * 16 + warp * 4,
-                              MLA_MUTANT == 7 ? ~0u : seen);
+                              MLA_MUTANT == 20 ? ~0u : seen);
             }
             release(smem + S::seen + stage * 8);
             mbarrier_wait(smem + S::k_free + stage * 16 + 8, phase);

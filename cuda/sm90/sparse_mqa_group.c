@@ -1,0 +1,176 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Absorbed-form attention over top-k lists for few heads on sm_90, host side. Groups of neighbouring
+ * tokens whose heads fill 64 rows (four tokens of 16 heads) go over the union of their lists (any/
+ * union.h) in the wgmma kernel of sparse_mqa_prefill.cuh. Tokens of groups whose lists have too
+ * little in common are left to mqa_any's kernel, which runs behind it. The device decides. */
+#include "any/mqa_plan.h"
+#include "any/union.h"
+#include "device.h"
+#include "format.h"
+#include "sparse_mqa_prefill.h"
+#include "status.h"
+
+#include <inttypes.h>
+#include <stdio.h>
+
+enum {
+    ROWS = MLA_SPARSE_SM90_HEADS,
+    LEAST_HEADS = ROWS / MLA_UNION_TOKENS,
+    MOST_CAPACITY = 14 << 10 /* entries: what union.cu has shared memory for */
+};
+
+/* Longest union that gains, in 256ths of its entries. A key costs 64 rows 1.45 times the time that it
+ * costs mqa_any's 16 and 0.8 times that of 32 (docs/performance.md). */
+static int most_union(const mla_problem *p)
+{
+    return p->heads_q <= 16 ? 160 : 256;
+}
+
+static int64_t longest_request(const struct mla_job *job)
+{
+    int64_t longest = 0;
+    for (int64_t i = 0; i < job->num_requests; i++)
+        if (job->requests[i].seq_len_kv > longest)
+            longest = job->requests[i].seq_len_kv;
+    return longest;
+}
+
+static bool supports(const struct mla_job *job, char *why, size_t bytes)
+{
+    const mla_problem *p = job->problem;
+    if (job->context->sm != 90)
+        snprintf(why, bytes, "sm_%d, want sm_90", job->context->sm);
+    else if (!mla_mqa_uses_lists(job))
+        snprintf(why, bytes, "no top-k lists");
+    else if (p->heads_q < LEAST_HEADS || p->heads_q >= ROWS || ROWS % p->heads_q)
+        snprintf(why, bytes, "%" PRId64 " heads, want 8, 16 or 32", p->heads_q);
+    else if (mla_cache_is_packed(p->cache_format))
+        snprintf(why, bytes, "a %s cache, want bf16 or f16",
+                 mla_cache_format_name(p->cache_format));
+    else if (longest_request(job) >= (int64_t)1 << MLA_UNION_MASK)
+        snprintf(why, bytes, "a request of %" PRId64 " keys, want fewer than 2^%d",
+                 longest_request(job), MLA_UNION_MASK);
+    else if (mla_total_q(p) > INT32_MAX)
+        snprintf(why, bytes, "%" PRId64 " queries, want fewer than 2^31", mla_total_q(p));
+    else
+        return true;
+    return false;
+}
+
+static int group_size(const mla_problem *p)
+{
+    return (int)(ROWS / p->heads_q);
+}
+
+static int capacity_of(const mla_problem *p)
+{
+    int64_t most = p->topk * group_size(p) * most_union(p) / 256;
+    return (int)(most < MOST_CAPACITY ? most : MOST_CAPACITY);
+}
+
+/* Requests whose lists are split have few tokens, and are not grouped. */
+static bool has_groups(const struct mla_job *job)
+{
+    for (int64_t i = 0; i < job->num_requests; i++)
+        if (job->requests[i].query_len > 1 && mla_mqa_any_cut(job, &job->requests[i]).splits == 1)
+            return true;
+    return false;
+}
+
+static struct mla_mqa_tile group_tile(const mla_problem *p)
+{
+    int rope = (int)p->qk_rope_dim;
+    return p->q_dtype == MLA_BF16 ? mla_sparse_sm90_group_bf16(rope)
+                                  : mla_sparse_sm90_group_f16(rope);
+}
+
+static mla_status scratch(const struct mla_job *job, size_t *bytes)
+{
+    const mla_problem *p = job->problem;
+    *bytes = 0;
+    if (!has_groups(job))
+        return MLA_OK;
+    struct mla_mqa_tile t = group_tile(p);
+    *bytes = mla_union_bytes(p, group_size(p), capacity_of(p));
+    mla_status status = mla_cuda_allow_shared(t.function, t.shared_bytes, 0);
+    return status == MLA_OK ? mla_union_prepare() : status;
+}
+
+static mla_status launch_groups(const struct mla_job *job, const struct mla_mqa_args *a,
+                                const struct mla_mqa_groups *groups, void *stream)
+{
+    const mla_problem *p = job->problem;
+    int64_t item = a->out_dtype == MLA_F32 ? 4 : 2;
+    struct mla_mqa_tile t = group_tile(p);
+    struct mla_sparse_sm90_args g = {
+        .a = *a,
+        .works = groups->count,
+        .wide_stores = ((uint64_t)(uintptr_t)a->out | (uint64_t)(a->out_stride[0] * item) |
+                        (uint64_t)(a->out_stride[1] * item)) %
+                           16 ==
+                       0,
+        .groups = *groups,
+    };
+    const uint64_t dims[3] = {(uint64_t)(MLA_MQA_LATENT + p->qk_rope_dim), (uint64_t)p->heads_q,
+                              (uint64_t)mla_total_q(p)};
+    const uint64_t strides[2] = {(uint64_t)a->q_stride[1], (uint64_t)a->q_stride[0]};
+    const uint32_t box[3] = {64, (uint32_t)p->heads_q, (uint32_t)groups->size};
+    int sms;
+    mla_status status = mla_tensor_map_tiled(&g.q, 2, 3, a->q, dims, strides, box, 128);
+    if (status != MLA_OK)
+        return status;
+    MLA_CUDA(cudaDeviceGetAttribute(&sms, cudaDevAttrMultiProcessorCount, job->context->device));
+    return mla_mqa_launch_grid(&t, &g, g.works < sms ? g.works : sms, stream);
+}
+
+static mla_status launch(const struct mla_job *job, const struct mla_mqa_tile *tile,
+                         const struct mla_mqa_args *args, const struct mla_mqa_launch *launch,
+                         void *stream)
+{
+    const mla_problem *p = job->problem;
+    struct mla_mqa_args a = *args;
+    if (has_groups(job) && a.cache.align == 16 && a.q_align == 16) {
+        struct mla_mqa_groups g = mla_union_groups(p, group_size(p), capacity_of(p), args->scratch);
+        int64_t all = mla_union_numbers(p, g.size), here = g.count;
+        for (; g.first < all; g.first += (int32_t)here) {
+            g.count = (int32_t)(all - g.first < here ? all - g.first : here);
+            mla_status status = mla_union_launch(p, args, &g, most_union(p), stream);
+            if (status == MLA_OK)
+                status = launch_groups(job, args, &g, stream);
+            if (status != MLA_OK)
+                return status;
+        }
+        a.group_counts = g.counts;
+        a.group_size = g.size;
+    }
+    return mla_mqa_launch_grid(tile, &a, launch->blocks, stream);
+}
+
+static const struct mla_mqa_engine engine = {
+    .name = "sparse_mqa_group_sm90",
+    .num_tiles = MLA_MQA_ANY_TILES,
+    .most_shared = MLA_ANY_SHARED_BYTES,
+    .supports = supports,
+    .cut = mla_mqa_any_cut,
+    .tile = mla_mqa_any_tile,
+    .scratch = scratch,
+    .launch = launch,
+};
+
+const struct mla_kernel mla_sparse_mqa_group_sm90 = {
+    .name = "sparse_mqa_group_sm90",
+    .architecture = "sm_90a",
+    .proof = MLA_PROOF_MODEL,
+    .formats = MLA_BIT(MLA_CACHE_BF16) | MLA_BIT(MLA_CACHE_F16),
+    .engine = &engine,
+    MLA_MQA_ABSORBED_ROW,
+};
+
+const struct mla_kernel mla_sparse_mqa_group_latent_sm90 = {
+    .name = "sparse_mqa_group_latent_sm90",
+    .architecture = "sm_90a",
+    .proof = MLA_PROOF_MODEL,
+    .formats = MLA_BIT(MLA_CACHE_BF16) | MLA_BIT(MLA_CACHE_F16),
+    .engine = &engine,
+    MLA_MQA_LATENT_ROW,
+};

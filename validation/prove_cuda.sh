@@ -1,0 +1,101 @@
+#!/usr/bin/env bash
+# SPDX-License-Identifier: Apache-2.0
+# All that proves the CUDA backend on the GPU of this machine, side by side: problems of the shapes
+# files against their bounds, the device tests, compute-sanitizer.
+#   validation/prove_cuda.sh BUILD OUT [WORD...]
+# BUILD: build tree with mla and the tests; OUT: folder for the logs. WORDs keep the parts whose
+# name holds one of them. Prints one line a part: verdict, name, seconds, and what its log says last;
+# of a shapes file the largest shares of the bound. MLA_PROVE_SECONDS limits a part (default 170),
+# MLA_PROVE_JOBS says how many run at a time (default: half of the processors).
+# Exit 0: all passed or were skipped with a reason; 1: not; 3: no device.
+set -u -o pipefail
+[ $# -ge 2 ] || { sed -n '4,5p' "$0"; exit 2; }
+build=$(realpath "$1") out=$2
+shift 2
+words=("$@")
+cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 1
+mkdir -p "$out" && out=$(realpath "$out") || exit 1
+seconds=${MLA_PROVE_SECONDS:-170}
+processors=$(nproc)
+jobs_most=${MLA_PROVE_JOBS:-$(((processors + 1) / 2))}
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((processors / jobs_most > 1 ? processors / jobs_most : 1))}
+
+"$build/mla" info
+"$build/mla" check --backend cuda 'attend form=absorbed heads=1 batch=q1 rank=512 rope=64 topk=0' >"$out/device.log" 2>&1
+[ $? -eq 3 ] && { cat "$out/device.log"; exit 3; }
+
+# part NAME COMMAND...: runs in the background once there is room.
+part() {
+    local name=$1 word wanted=$((${#words[@]} == 0))
+    shift
+    for word in ${words[@]+"${words[@]}"}; do
+        [[ $name == *$word* ]] && wanted=1
+    done
+    [ $wanted -eq 1 ] || return
+    while [ "$(jobs -rp | wc -l)" -ge "$jobs_most" ]; do wait -n; done
+    (
+        start=$(date +%s)
+        timeout "$seconds" "$@" >"$out/$name.log" 2>&1
+        echo "$? $(($(date +%s) - start))" >"$out/$name.status"
+    ) &
+    names+=("$name")
+}
+
+names=()
+# The long ones first.
+sanitizer=$(command -v compute-sanitizer || ls /usr/local/cuda*/bin/compute-sanitizer 2>/dev/null | head -n 1)
+if [ -n "$sanitizer" ]; then
+    for tool in racecheck memcheck initcheck synccheck; do
+        part "$tool-index" "$sanitizer" --tool "$tool" --error-exitcode 99 "$build/tests/test_cuda_index" index
+    done
+    for tool in racecheck memcheck initcheck synccheck; do
+        run=("$sanitizer" --tool "$tool" --error-exitcode 99)
+        # A third of the problems each: the sanitizer slows the launches, not the judging.
+        for third in 0 1 2; do
+            { grep '^#!' validation/shapes/smoke.txt
+              grep '^attend' validation/shapes/smoke.txt | awk -v t=$third 'NR % 3 == t'; } >"$out/smoke$third.txt"
+            part "$tool-smoke$third" "${run[@]}" "$build/mla" check --backend cuda --shapes "$out/smoke$third.txt"
+        done
+        part "$tool-any" "${run[@]}" "$build/mla" check --backend cuda --shapes validation/shapes/any.txt
+        part "$tool-merge" "${run[@]}" "$build/tests/test_device_merge"
+        part "$tool-topk" "${run[@]}" "$build/tests/test_cuda_index" topk
+        part "$tool-codec" "${run[@]}" "$build/tests/test_cuda_index" codec
+    done
+else
+    echo "no compute-sanitizer here: its parts are left out"
+fi
+for unit in device_mutants cuda_big cuda_any cuda_graph cuda_graph_data cuda_index device device_lists device_merge; do
+    part "$unit" "$build/tests/test_$unit"
+done
+for file in prefill sparse decode edge smoke generic demo any \
+    model_mha model_mha_latent model_decode model_decode_latent model_sparse model_sparse_latent; do
+    [ -e "validation/shapes/$file.txt" ] || continue
+    part "shapes-$file" "$build/mla" check --backend cuda --shapes "validation/shapes/$file.txt"
+done
+wait
+
+failed=0
+for name in "${names[@]}"; do
+    read -r status took <"$out/$name.status"
+    failed_before=$failed
+    case $status in
+        0) verdict=ok ;;
+        77) verdict=skipped ;;
+        124) verdict="STOPPED" failed=1 ;;
+        *) verdict="FAILED($status)" failed=1 ;;
+    esac
+    # racecheck does not know the mbarriers of cuBLAS's own kernels: hazards there are not ours.
+    note=
+    if [ "$status" = 99 ] && [[ $name == racecheck-* ]] && grep -q 'Race reported' "$out/$name.log" &&
+        ! grep 'Race reported' "$out/$name.log" | grep -qvE ' at (void )?(nvjet|cublas|cutlass)'; then
+        verdict=ok failed=$failed_before note="  (hazards in cuBLAS's kernels alone)"
+    fi
+    last=$(grep -E 'SUMMARY|[0-9]+ ok, |caught|wrong|passed|skipped' "$out/$name.log" | tail -n 1)
+    [ -n "$last" ] || last=$(tail -n 1 "$out/$name.log")
+    # Largest share of the bound: of out, of lse.
+    share=$(sed -nE 's/.*  out ([0-9.e+-]+)  lse ([0-9.e+-]+).*/\1 \2/p' "$out/$name.log" | awk '
+        { if ($1 > o) o = $1; if ($2 > l) l = $2 } END { if (NR) printf "  out %.2g, lse %.2g of allowed", o, l }')
+    printf '%-11s %-26s %4d s  %.90s%s\n' "$verdict" "$name" "$took" "$last" "$share$note"
+    [ "$verdict" = ok ] || [ "$verdict" = skipped ] || grep -hE 'FAIL|fail|=========|want' "$out/$name.log" | head -n 4
+done
+exit $failed
