@@ -4,6 +4,7 @@
 #include "sparse_mqa_prefill.h"
 
 #include "any/mqa_plan.h"
+#include "any/union.h"
 #include "device.h"
 #include "format.h"
 #include "status.h"
@@ -17,7 +18,10 @@ enum {
     KEYS = 64,        /* a split is some blocks of that many, or twice */
     SMS = 148,        /* a request with as many tiles needs no splits */
     LEAST_KEYS = 512, /* below, a split costs more than it gains */
-    MOST_SPLITS = 64
+    MOST_SPLITS = 64,
+    GROUP_ROWS = 64,          /* of a tile whose tokens are a group */
+    MOST_UNION = 204,         /* longest union that gains, in 256ths of its entries */
+    MOST_CAPACITY = 14 << 10, /* entries: what union.cu has shared memory for */
 };
 /* Rows of a CTA. The table counts tiles of so many rows; a pair computes two. */
 static const int tile_rows[TILES] = {32, 64, 64};
@@ -85,12 +89,13 @@ static bool rows_fit_maps(const mla_problem *p, const struct mla_mqa_args *a)
            c->page_bytes / c->row_bytes * p->num_pages <= INT32_MAX;
 }
 
-static mla_status set_maps(const mla_problem *p, int rows, struct mla_sparse_args *g)
+/* rows of heads and tokens a box; one of them is 1, or it is a group. */
+static mla_status set_maps(const mla_problem *p, int rows, int group, struct mla_sparse_args *g)
 {
     const struct mla_mqa_args *a = &g->a;
     const struct mla_mqa_cache *c = &a->cache;
     const uint64_t heads = (uint64_t)a->heads, tokens = (uint64_t)mla_total_q(p);
-    const uint32_t box[3] = {64, (uint32_t)rows, 1}, row_box[2] = {64, 1};
+    const uint32_t box[3] = {64, (uint32_t)rows, (uint32_t)group}, row_box[2] = {64, 1};
     uint64_t strides[2] = {(uint64_t)a->q_stride[1], (uint64_t)a->q_stride[0]};
     uint64_t dims[3] = {(uint64_t)(MLA_MQA_LATENT + p->qk_rope_dim), heads, tokens};
     mla_status status = mla_tensor_map_tiled(&g->q, 2, 3, a->q, dims, strides, box, 128);
@@ -138,6 +143,90 @@ static mla_status launch_any(const mla_problem *p, const struct mla_mqa_args *ar
     return mla_mqa_launch_grid(&any, &a, launch->blocks, stream);
 }
 
+/* A persistent grid over the units. */
+static mla_status launch_units(const struct mla_job *job, const struct mla_mqa_tile *tile, int rows,
+                               int group, struct mla_sparse_args *g, void *stream)
+{
+    mla_status status = set_maps(job->problem, rows, group, g);
+    if (status != MLA_OK)
+        return status;
+    int sms = SMS;
+    MLA_CUDA(cudaDeviceGetAttribute(&sms, cudaDevAttrMultiProcessorCount, job->context->device));
+    int64_t clusters = sms / tile->cluster;
+    clusters = clusters < 1 ? 1 : clusters < g->units ? clusters : g->units;
+    return mla_mqa_launch_grid(tile, g, clusters, stream);
+}
+
+/* ------------------------------------------------------------------ groups */
+
+/* Tokens whose heads fill 64 rows; 0: none. */
+static int group_size(const mla_problem *p)
+{
+    bool fits = p->heads_q >= GROUP_ROWS / MLA_UNION_TOKENS && p->heads_q < GROUP_ROWS &&
+                GROUP_ROWS % p->heads_q == 0;
+    return fits ? (int)(GROUP_ROWS / p->heads_q) : 0;
+}
+
+static struct mla_mqa_tile group_tile(const mla_problem *p)
+{
+    return mla_sparse_group_tile((int)p->qk_rope_dim, p->q_dtype == MLA_BF16);
+}
+
+/* Gathering binds few heads, so that any union much shorter than its lists gains. */
+static int capacity_of(const mla_problem *p)
+{
+    int64_t most = p->topk * group_size(p) * MOST_UNION / 256;
+    return (int)(most < MOST_CAPACITY ? most : MOST_CAPACITY);
+}
+
+/* Requests whose lists are split have few tokens, and are not grouped. */
+static bool has_groups(const struct mla_job *job)
+{
+    bool any = false;
+    if (!group_size(job->problem))
+        return false;
+    for (int64_t i = 0; i < job->num_requests; i++) {
+        const struct mla_request *r = &job->requests[i];
+        if (r->seq_len_kv >= (int64_t)1 << MLA_UNION_MASK)
+            return false;
+        any = any || (r->query_len > 1 && cut(job, r).splits == 1);
+    }
+    return any;
+}
+
+static mla_status scratch(const struct mla_job *job, size_t *bytes)
+{
+    const mla_problem *p = job->problem;
+    *bytes = 0;
+    if (!has_groups(job))
+        return MLA_OK;
+    struct mla_mqa_tile t = group_tile(p);
+    *bytes = mla_union_bytes(p, group_size(p), capacity_of(p));
+    mla_status status = mla_cuda_allow_shared(t.function, t.shared_bytes, 0);
+    return status == MLA_OK ? mla_union_prepare() : status;
+}
+
+/* Unions and the tiles of groups; a then says what single tokens leave alone. */
+static mla_status launch_groups(const struct mla_job *job, struct mla_mqa_args *a, void *stream)
+{
+    const mla_problem *p = job->problem;
+    struct mla_mqa_tile t = group_tile(p);
+    struct mla_mqa_groups g = mla_union_groups(p, group_size(p), capacity_of(p), a->scratch);
+    int64_t all = mla_union_numbers(p, g.size), here = g.count;
+    for (; g.first < all; g.first += (int32_t)here) {
+        g.count = (int32_t)(all - g.first < here ? all - g.first : here);
+        struct mla_sparse_args args = {.a = *a, .units = g.count, .groups = g};
+        mla_status status = mla_union_launch(p, a, &g, MOST_UNION, stream);
+        if (status == MLA_OK)
+            status = launch_units(job, &t, (int)p->heads_q, g.size, &args, stream);
+        if (status != MLA_OK)
+            return status;
+    }
+    a->group_counts = g.counts;
+    a->group_size = g.size;
+    return MLA_OK;
+}
+
 static mla_status launch(const struct mla_job *job, const struct mla_mqa_tile *tile,
                          const struct mla_mqa_args *args, const struct mla_mqa_launch *launch,
                          void *stream)
@@ -146,14 +235,12 @@ static mla_status launch(const struct mla_job *job, const struct mla_mqa_tile *t
     if (!rows_fit_maps(p, args))
         return launch_any(p, args, launch, stream);
     struct mla_sparse_args g = {.a = *args, .units = (int32_t)(launch->blocks / tile->cluster)};
-    mla_status status = set_maps(p, tile_rows[launch->tile], &g);
-    if (status != MLA_OK)
-        return status;
-    int sms = SMS;
-    MLA_CUDA(cudaDeviceGetAttribute(&sms, cudaDevAttrMultiProcessorCount, job->context->device));
-    int64_t clusters = sms / tile->cluster;
-    clusters = clusters < 1 ? 1 : clusters < g.units ? clusters : g.units;
-    return mla_mqa_launch_grid(tile, &g, clusters, stream);
+    if (has_groups(job)) {
+        mla_status status = launch_groups(job, &g.a, stream);
+        if (status != MLA_OK)
+            return status;
+    }
+    return launch_units(job, tile, tile_rows[launch->tile], 1, &g, stream);
 }
 
 static const struct mla_mqa_engine engine = {
@@ -162,6 +249,7 @@ static const struct mla_mqa_engine engine = {
     .supports = supports,
     .cut = cut,
     .tile = tile,
+    .scratch = scratch,
     .launch = launch,
 };
 

@@ -13,6 +13,9 @@
  *   33 … 64     one CTA, 64 rows (.ws)    64     gathered once: K's tiles read the other way are V
  *   1 … 32      one CTA, 32 rows (.ws)    64     likewise; 4 banks of lanes share the columns
  * More heads take several tiles: pairs where their number of 64s is even, else single CTAs.
+ * Heads that divide 64 (at least 8): tokens that fill 64 rows are a group, which gathers the union of
+ * its lists once (any/union.cu made it, with a bit for each token that sees a key). Groups whose
+ * union is too long to gain are left to their tokens' own units, in a launch of their own.
  *
  * Roles (384 threads, one block an SM, units dealt out in turn; 208 registers a thread of softmax,
  * 112 of the others)
@@ -265,6 +268,10 @@ __device__ __forceinline__ void mma_role(const struct mla_sparse_args &g, u32 sm
     entries<S> e(smem);
     bool pending = false, pending_first = false;
     for (int id = first_unit(S::G); id < g.units; id += unit_step(S::G)) {
+        struct unit u;
+        find_unit<S>(g, id, 0, &u);
+        if (u.tokens == 0)
+            continue;
         bool first = true;
         while (e.is_block()) {
             u32 now[2];
@@ -402,8 +409,14 @@ __device__ __forceinline__ void store_direct(const struct mla_sparse_args &g, co
 {
     const struct mla_mqa_args &a = g.a;
     int row = threadIdx.x % S::M, bank = threadIdx.x / S::M, head = u.head0 + row;
-    bool split = u.r.splits > 1;
-    int64_t to = (int64_t)(u.r.q_start + u.token) * a.out_stride[0] + head * a.out_stride[1];
+    int64_t token = u.r.q_start + u.token;
+    bool split = !S::GROUP && u.r.splits > 1, real = head < a.heads;
+    if (S::GROUP) {
+        token += row / a.heads;
+        head = row % a.heads;
+        real = row < u.tokens * a.heads;
+    }
+    int64_t to = token * a.out_stride[0] + head * a.out_stride[1];
     if (split)
         to =
             (u.r.part_row + ((int64_t)u.split * u.r.query_len + u.token) * a.heads + head) * LATENT;
@@ -414,7 +427,7 @@ __device__ __forceinline__ void store_direct(const struct mla_sparse_args &g, co
             tcgen05_ld_32x32b(r, o + c);
             tcgen05_wait_ld(r);
         }
-        if (head >= a.heads)
+        if (!real)
             continue;
         int64_t at = to + S::out_column(c / 64, bank) + c % 64;
 #pragma unroll
@@ -436,11 +449,16 @@ __device__ __forceinline__ void finish(const struct mla_sparse_args &g, const st
 {
     const struct mla_mqa_args &a = g.a;
     int row = threadIdx.x % S::M, bank = threadIdx.x / S::M, head = u.head0 + row;
-    bool real = head<a.heads, split = u.r.splits> 1;
+    int64_t token = u.r.q_start + u.token;
+    bool real = head < a.heads, split = !S::GROUP && u.r.splits > 1;
+    if (S::GROUP) {
+        token += row / a.heads;
+        head = row % a.heads;
+        real = row < u.tokens * a.heads;
+    }
     float lse_log2, sink = a.sink && real && !split ? a.sink[head] : 0;
     float factor = finish_row(max_log2, sum, a.sink != NULL && !split, sink, &lse_log2);
     if (bank == 0 && real) {
-        int64_t token = u.r.q_start + u.token;
         if (split) {
             int64_t part =
                 u.r.part_row + ((int64_t)u.split * u.r.query_len + u.token) * a.heads + head;
@@ -454,7 +472,7 @@ __device__ __forceinline__ void finish(const struct mla_sparse_args &g, const st
                     max_log2 * 0.693147181f;
         }
     }
-    if (g.out_by_map && !split)
+    if (g.out_by_map && !split && (!S::GROUP || u.tokens == g.groups.size))
         store_by_map<S, T>(g, u, smem, o, factor, empty);
     else
         store_direct<S>(g, u, o, factor, empty);
@@ -474,6 +492,14 @@ __device__ __forceinline__ void softmax_role(const struct mla_sparse_args &g, u3
     int buffer = 0;
     entries<S> e(smem);
     for (int id = first_unit(S::G); id < g.units; id += unit_step(S::G)) {
+        struct unit u;
+        find_unit<S>(g, id, rank, &u);
+        if (u.tokens == 0)
+            continue;
+        /* Its token's words of an entry's mask. */
+        u32 words_at = S::entry_mask;
+        if (S::GROUP)
+            words_at += (MLA_MUTANT == 19 ? 0 : row / g.a.heads) * S::mask_words * 4;
         float max_log2 = -INFINITY, sum = 0;
         bool first = true;
         for (; e.is_block(); e.next()) {
@@ -481,7 +507,7 @@ __device__ __forceinline__ void softmax_role(const struct mla_sparse_args &g, u3
 #pragma unroll
             for (int w = 0; w < (count + 31) / 32; w++) {
                 int key = bank * count + 32 * w;
-                bits[w] = ld_shared<u32>(e.at() + S::entry_mask + key / 32 * 4) >> key % 32;
+                bits[w] = ld_shared<u32>(e.at() + words_at + key / 32 * 4) >> key % 32;
             }
             __syncwarp();
             if (threadIdx.x % 32 == 0)
@@ -561,8 +587,7 @@ __device__ __forceinline__ void softmax_role(const struct mla_sparse_args &g, u3
             o_phase ^= 1;
             tcgen05_fence_after();
         }
-        struct unit u;
-        find_unit<S>(g, id, rank, &u); /* here, since the loop has no registers to spare */
+        find_unit<S>(g, id, rank, &u); /* again, since the loop has no registers to spare */
         finish<S, T>(g, u, smem, o, max_log2, sum, first);
         tcgen05_fence_before(); /* O is read: the next unit's first arrival at p_full says so */
     }
@@ -641,6 +666,15 @@ template <int G, int M> static struct mla_mqa_tile entry_of(int rope_dim, bool i
 {
     typedef geometry<G, M, 64> with;
     typedef geometry<G, M, 0> without;
+    if (rope_dim)
+        return is_bf16 ? entry<with, bf16>() : entry<with, f16>();
+    return is_bf16 ? entry<without, bf16>() : entry<without, f16>();
+}
+
+extern "C" struct mla_mqa_tile mla_sparse_group_tile(int rope_dim, bool is_bf16)
+{
+    typedef geometry<1, 64, 64, true> with;
+    typedef geometry<1, 64, 0, true> without;
     if (rope_dim)
         return is_bf16 ? entry<with, bf16>() : entry<with, f16>();
     return is_bf16 ? entry<without, bf16>() : entry<without, f16>();

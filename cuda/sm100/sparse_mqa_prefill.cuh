@@ -4,6 +4,7 @@
 #define MLA_CUDA_SM100_SPARSE_MQA_PREFILL_CUH
 
 #include "../any/mqa_work.cuh"
+#include "../any/union.cuh"
 #include "ptx/barrier.cuh"
 #include "ptx/cluster.cuh"
 #include "ptx/launch.cuh"
@@ -31,9 +32,10 @@ static const int MOST_SHARED = 232448;
 static const int SOFTMAX_WARPS = 4, GATHER_WARP = 4, GATHER_WARPS = 4, MMA_WARP = 8, INDEX_WARP = 9;
 static_assert((INDEX_WARP + 3) * 32 == MLA_SPARSE_THREADS, "whole warpgroups");
 
-/* G CTAs compute G * M rows (heads of one token) together. */
-template <int G_, int M_, int ROPE_> struct geometry {
+/* G CTAs compute G * M rows (heads of one token, or of a group of tokens) together. */
+template <int G_, int M_, int ROPE_, bool GROUP_ = false> struct geometry {
     static const int G = G_, M = M_, ROPE = ROPE_;
+    static const bool GROUP = GROUP_;
     static const int rows = G * M;
     static const int keys = CTA_KEYS * G; /* of a block */
     static const int banks = 128 / M;     /* parts of a row of S and O, in lanes M apart */
@@ -58,8 +60,10 @@ template <int G_, int M_, int ROPE_> struct geometry {
     static const int q_smem_at = rope_at + ropes * TILE_BYTES;
     static const int p_at = q_smem_at + q_smem * q_band;
     static const int entries_at = p_at + OUT_BYTES;
-    static const int entry_mask = keys * 4, entry_kind = entry_mask + 16;
-    static const int entry_bytes = entry_mask + 32;
+    /* Words of 32 keys, of each token that may see them. */
+    static const int entry_mask = keys * 4, mask_words = keys / 32;
+    static const int entry_kind = entry_mask + (GROUP ? MLA_UNION_TOKENS * mask_words * 4 : 16);
+    static const int entry_bytes = entry_kind + 16;
     static const int rows_at = entries_at + ENTRIES * entry_bytes; /* [2][128] floats */
     static const int bars_at = rows_at + 2 * 128 * 4;
     static const int full = 0, free = full + stages, rope_full = free + stages,
@@ -88,7 +92,10 @@ template <int G_, int M_, int ROPE_> struct geometry {
 /* A tile of rows and a split of its keys. */
 struct unit {
     struct mla_mqa_request r;
-    int split, token, head0; /* token within the request; head0 of this CTA */
+    int split, token, head0; /* token (the first) within the request; head0 of this CTA */
+    int tokens;              /* 0: nothing to do here, the other kind of tile does it */
+    int group;               /* place of its list among those that are in memory, and entries */
+    int count;
 };
 
 #endif

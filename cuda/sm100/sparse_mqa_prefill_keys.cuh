@@ -6,6 +6,8 @@
 
 #include "sparse_mqa_prefill.cuh"
 
+#include <limits.h>
+
 template <class S> __device__ __forceinline__ u32 bar_of(u32 smem, u32 index)
 {
     return smem + S::bars_at + 8 * index;
@@ -13,12 +15,32 @@ template <class S> __device__ __forceinline__ u32 bar_of(u32 smem, u32 index)
 
 /* ------------------------------------------------------------------- units */
 
+/* Group id of those whose lists are in memory: a unit without tokens where no request has the number,
+ * or where the union is too long to gain. */
+__device__ __forceinline__ void find_group_unit(const struct mla_sparse_args &g, int id,
+                                                struct unit *u)
+{
+    const struct mla_mqa_groups &groups = g.groups;
+    int number = groups.first + id;
+    int found = find_group(g.a.requests, g.a.num_requests, groups.size, number);
+    u->r = g.a.requests[max(0, found)];
+    u->group = id;
+    u->count = found < 0 ? -1 : groups.counts[number];
+    u->token = (number - group_of(groups.size, u->r, 0)) * groups.size;
+    u->tokens = u->count < 0 ? 0 : min(groups.size, u->r.query_len - u->token);
+    u->split = u->head0 = 0;
+}
+
 /* Unit id of the launch. The table counts tiles of M rows; a pair computes two. All lanes call. */
 template <class S>
 __device__ __forceinline__ void find_unit(const struct mla_sparse_args &g, int id, u32 rank,
                                           struct unit *u)
 {
     const struct mla_mqa_args &a = g.a;
+    if (S::GROUP) {
+        find_group_unit(g, id, u);
+        return;
+    }
     int found = 0;
     for (int i = threadIdx.x % 32; i < a.num_requests; i += 32) {
         int next = i + 1 < a.num_requests ? a.requests[i + 1].first_block / S::G : g.units;
@@ -32,6 +54,9 @@ __device__ __forceinline__ void find_unit(const struct mla_sparse_args &g, int i
     int t = local / u->r.splits;
     u->token = t / tiles;
     u->head0 = t % tiles * S::rows + (int)rank * S::M;
+    u->tokens = 1;
+    if (a.group_counts && a.group_counts[group_of(a.group_size, u->r, u->token)] >= 0)
+        u->tokens = 0;
 }
 
 __device__ __forceinline__ int first_unit(int group)
@@ -99,6 +124,8 @@ __device__ __forceinline__ int locate(const struct mla_sparse_args &g, const str
     return page * g.rows_per_page + pos - column * c.page_size;
 }
 
+/* mask: of single tokens the same in all lanes; of groups that of token lane / mask_words in lane
+ * token · mask_words + word. */
 template <class S>
 __device__ __forceinline__ void publish(entries<S> *e, bool block, const int row[S::keys / 32],
                                         const u32 mask[S::keys / 32])
@@ -111,9 +138,11 @@ __device__ __forceinline__ void publish(entries<S> *e, bool block, const int row
             /* Rows before the map's first are zeros; TMA dislikes many equal ones. */
             int key = 32 * q + lane;
             st_shared(e->at() + 4 * key, row[q] >= 0 ? row[q] : -1 - key);
-            if (lane == 0)
+            if (lane == 0 && !S::GROUP)
                 st_shared(e->at() + S::entry_mask + 4 * q, mask[q]);
         }
+        if (S::GROUP && lane < MLA_UNION_TOKENS * S::mask_words)
+            st_shared(e->at() + S::entry_mask + 4 * lane, mask[0]);
     }
     if (lane == 0)
         st_shared(e->at() + S::entry_kind, (u32)block);
@@ -121,6 +150,46 @@ __device__ __forceinline__ void publish(entries<S> *e, bool block, const int row
     if (lane == 0)
         mbarrier_arrive(bar_of<S>(e->smem, S::entry_full + e->stage));
     e->next();
+}
+
+/* The union of a group's lists, likewise. What no token may see is not in it; a page that is not there
+ * makes a key invisible to all. */
+template <class S>
+__device__ __forceinline__ void index_group(const struct mla_sparse_args &g, const struct unit &u,
+                                            entries<S> *e)
+{
+    const struct mla_mqa_args &a = g.a;
+    const int words = S::mask_words;
+    const int lane = threadIdx.x % 32;
+    const u32 *list = g.groups.entries + (int64_t)u.group * g.groups.capacity;
+    const int32_t *pages = NULL;
+    if (a.cache.page_size > 0)
+        pages = a.cache.page_table + u.r.index * a.cache.page_table_stride;
+    for (int first = 0; first < u.count; first += S::keys) {
+        int row[words];
+        u32 seers[words], mine[1] = {0}, any = 0;
+#pragma unroll
+        for (int q = 0; q < words; q++) {
+            int j = first + 32 * q + lane;
+            u32 entry = j < u.count ? list[j] : 0, see = entry >> MLA_UNION_MASK;
+            int pos = see ? (int)(entry & ((1 << MLA_UNION_MASK) - 1)) : -1;
+            row[q] = locate(g, u, pages, INT_MAX, pos);
+            seers[q] = row[q] >= 0 ? see : 0;
+        }
+        for (int t = 0; t < u.tokens; t++)
+#pragma unroll
+            for (int q = 0; q < words; q++) {
+                u32 mask = __ballot_sync(0xFFFFFFFFu, seers[q] >> (MLA_MUTANT == 18 ? 0 : t) & 1);
+                any |= mask;
+                if (lane == t * words + q)
+                    mine[0] = mask;
+            }
+        if (any)
+            publish<S>(e, true, row, mine);
+    }
+    int none[words] = {};
+    u32 nothing[words] = {};
+    publish<S>(e, false, none, nothing);
 }
 
 /* Lists to rows of the cache and validity. Blocks without a visible key are left out. */
@@ -137,6 +206,12 @@ __device__ __forceinline__ void index_role(const struct mla_sparse_args &g, u32 
     for (int id = first_unit(S::G); id < g.units; id += unit_step(S::G)) {
         struct unit u;
         find_unit<S>(g, id, rank, &u);
+        if (u.tokens == 0)
+            continue;
+        if (S::GROUP) {
+            index_group<S>(g, u, &e);
+            continue;
+        }
         int seq_len = u.r.seq_len_kv;
         if (a.seq_lens_kv)
             seq_len = max(0, min(seq_len, a.seq_lens_kv[u.r.index]));
@@ -246,6 +321,8 @@ __device__ __forceinline__ void gather_role(const struct mla_sparse_args &g, u32
     for (int id = first_unit(S::G); id < g.units; id += unit_step(S::G)) {
         struct unit u;
         find_unit<S>(g, id, rank, &u);
+        if (u.tokens == 0)
+            continue;
         bool begun = false;
         for (;; e.next()) {
             if (!e.is_block()) {
