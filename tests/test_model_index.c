@@ -32,7 +32,7 @@ int main(void)
  * nothing, parts of the keys, and buffers that fill more than once. */
 static const struct shape shapes[] = {
     SHAPE("v3.2", 64, 128, F8, F8, .query_len = {9}, .seq_len = {700}, .topk = 50, .causal = true),
-    SHAPE("select", 64, 128, F8, F8, .query_len = {25}, .seq_len = {3500}, .topk = 128),
+    SHAPE("select", 64, 128, F8, F8, .query_len = {9}, .seq_len = {3500}, .topk = 128),
     SHAPE("select tile", 64, 128, F8, F8, .query_len = {9}, .seq_len = {6500}, .topk = 90),
     SHAPE("tile ties", 20, 128, F8, F8, .batch = 2, .query_len = {16, 17}, .seq_len = {300, 5000},
           .page_size = 48, .topk = 70, .causal = true, .holes = true, .exact = true),

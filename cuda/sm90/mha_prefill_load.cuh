@@ -338,7 +338,7 @@ __device__ __forceinline__ void load_k(const struct mla_mha_sm90_args &args, u32
         bulk_load(smem + S::bits_at + (stage * 2 + lane % 2) * S::bits_wg_bytes +
                       chunk * MLA_MHA_SM90_CHUNK_BYTES,
                   (const char *)args.a.mask + at * MLA_MHA_SM90_CHUNK_BYTES,
-                  t.whole ? S::bits_wg_bytes : MLA_MHA_SM90_CHUNK_BYTES, full);
+                  t.whole ? S::bits_wg_bytes : (u32)MLA_MHA_SM90_CHUNK_BYTES, full);
     }
     __syncwarp();
 }
