@@ -160,7 +160,7 @@ static const struct mla_mqa_engine engine = {
 const struct mla_kernel mla_sparse_mqa_group_sm90 = {
     .name = "sparse_mqa_group_sm90",
     .architecture = "sm_90a",
-    .proof = MLA_PROOF_MODEL,
+    .proof = MLA_PROOF_SILICON,
     .formats = MLA_BIT(MLA_CACHE_BF16) | MLA_BIT(MLA_CACHE_F16),
     .engine = &engine,
     MLA_MQA_ABSORBED_ROW,
@@ -169,7 +169,7 @@ const struct mla_kernel mla_sparse_mqa_group_sm90 = {
 const struct mla_kernel mla_sparse_mqa_group_latent_sm90 = {
     .name = "sparse_mqa_group_latent_sm90",
     .architecture = "sm_90a",
-    .proof = MLA_PROOF_MODEL,
+    .proof = MLA_PROOF_SILICON,
     .formats = MLA_BIT(MLA_CACHE_BF16) | MLA_BIT(MLA_CACHE_F16),
     .engine = &engine,
     MLA_MQA_LATENT_ROW,
