@@ -44,7 +44,7 @@ def us(value):
 
 def table(head, rows):
     if not rows:
-        return ["(nothing in `bench/results`)"]
+        return ["Not measured with the kernels of this version."]
     lines = ["| " + " | ".join(head) + " |", "| " + " | ".join("---" for _ in head) + " |"]
     return lines + ["| " + " | ".join(str(c) for c in row) + " |" for row in rows]
 
@@ -135,7 +135,7 @@ def parts(results):
                         f"{r['query_tokens'] // 1024}k",
                         route,
                         us(r["median_us"]),
-                        us(r["warm_us"]["median"]),
+                        us(r["warm_us"]["median"]) if "warm_us" in r else "",
                     ]
                     + [
                         us(p[k]) if k in p else ""
