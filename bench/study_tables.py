@@ -44,7 +44,7 @@ def us(value):
 
 def table(head, rows):
     if not rows:
-        return ["(nothing in `bench/results`)"]
+        return ["Not measured with the kernels of this version."]
     lines = ["| " + " | ".join(head) + " |", "| " + " | ".join("---" for _ in head) + " |"]
     return lines + ["| " + " | ".join(str(c) for c in row) + " |" for row in rows]
 
@@ -69,10 +69,9 @@ def crossing(points):
 def ranges(results):
     out = []
     for device, name in DEVICES:
-        path = results / device / "tune.txt"
-        if not path.exists():
-            continue
-        rows = [line.split() for line in path.read_text().splitlines() if line[:1].isalpha()]
+        paths = [results / device / f"{step}.txt" for step in ("tune", "tune_fp8")]
+        lines = [x for p in paths if p.exists() for x in p.read_text().splitlines()]
+        rows = [line.split() for line in lines if line[:1].isalpha()]
         rows = [r for r in rows if len(r) == 8 and r[1].isdigit()]
         if rows:
             out += [f"{name}:", ""]
@@ -135,7 +134,7 @@ def parts(results):
                         f"{r['query_tokens'] // 1024}k",
                         route,
                         us(r["median_us"]),
-                        us(r["warm_us"]["median"]),
+                        us(r["warm_us"]["median"]) if "warm_us" in r else "",
                     ]
                     + [
                         us(p[k]) if k in p else ""
@@ -210,14 +209,17 @@ def shared(results):
 def regret(results):
     rows = []
     for device, name in DEVICES:
-        data = load(results, device, "regret")
-        if data:
+        for step, cache in (("regret", "bf16"), ("regret_fp8", "fp8_ds_mla")):
+            data = load(results, device, step)
+            if not data:
+                continue
             r = data["regret"]
             all_of = sorted(x["routed_us"] / x["best_us"] - 1 for x in r["rows"])
             within = sum(x <= 0.10 for x in all_of)
             rows.append(
                 [
                     name,
+                    cache,
                     r["batches"],
                     f"{100 * r['mean_regret']:.1f} %",
                     f"{100 * r['worst_regret']:.1f} %",
@@ -229,6 +231,7 @@ def regret(results):
     return table(
         [
             "device",
+            "cache",
             "batches",
             "regret, mean",
             "worst",

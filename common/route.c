@@ -15,9 +15,9 @@
 
 static const struct mla_route_rate flop_rates[] = {{1, {1, 1, 1, 1, 1}}};
 const struct mla_route_table mla_route_table_flop = {"flop", 1, flop_rates, 0, 0, 0, NULL};
-static const struct mla_route_rate gpu_rates[] = {{1, {1, 1, 0.93, 0.55, 0.7}}};
+static const struct mla_route_rate gpu_rates[] = {{1, {1, 1, 0.93, 0.5, 0.7}}};
 const struct mla_route_table mla_route_table_gpu = {
-    "flop and gather", 1, gpu_rates, 60, 16, 0, NULL};
+    "flop and gather", 1, gpu_rates, 70, 16, 0, NULL};
 
 const struct mla_route_table *mla_route_table_of(mla_backend backend)
 {

@@ -31,7 +31,7 @@ struct mla_route_table {
 
 /* Every route at the same rate, so that the fewest FLOP win. */
 extern const struct mla_route_table mla_route_table_flop;
-/* What the portable CUDA kernels reach on an H100, as ratios, the gather of sparse MQA included
+/* About what the CUDA kernels reach on an H100, as ratios, the gather of sparse MQA included
  * (docs/routing.md): for devices without a measured table. */
 extern const struct mla_route_table mla_route_table_gpu;
 /* The table of a backend where nothing was measured. */
