@@ -23,14 +23,14 @@ static const char *const fills[FILLS] = {"normal", "diffuse", "large", "counting
 static const struct {
     const char *name, *text;
     mla_route route;
-    const char *kernel; /* that holds the bugs; NULL: the first that takes the problem */
+    const char *kernel; /* that holds the bugs */
 } settings[SETTINGS] = {
     {"lists",
      "attend form=absorbed b=2 sq=4 skv=1024 hq=2 rank=512 rope=64 topk=512 topk_lens=1 page=64 "
      "sink=1 max_logits=1 holes=1 scale=0.0722",
      MLA_ROUTE_SPARSE_MQA, "mqa_any"},
     {"mask", "attend form=expanded b=1 sq=8 skv=1024 hq=2 nope=64 rope=32 v=64 mask=1 max_logits=1",
-     MLA_ROUTE_MASKED_MHA, NULL},
+     MLA_ROUTE_MASKED_MHA, "mha_any"},
     {"fp8",
      "attend form=absorbed b=2 sq=4 skv=1024 hq=2 rank=512 rope=64 topk=512 page=64 "
      "cache=fp8_ds_mla max_logits=1 scale=0.0722",

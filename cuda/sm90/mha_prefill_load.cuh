@@ -209,7 +209,9 @@ __device__ __forceinline__ bool next_chunks(const struct mla_mha_args &a, const 
         return false;
     t->key0 = __shfl_sync(~0u, t->place, 0);
     int last = __shfl_sync(~0u, t->place, count - 1);
-    t->whole = last - t->key0 == (S::CHUNKS - 1) * MHA_CHUNK;
+    /* Fewer chunks with gaps between them may reach as far. */
+    t->whole =
+        (count == S::CHUNKS || MLA_MUTANT == 8) && last - t->key0 == (S::CHUNKS - 1) * MHA_CHUNK;
     t->partial = (count < S::CHUNKS && MLA_MUTANT != 5) || __any_sync(~0u, mine >> 16);
     if (lane >= count)
         t->place = last;

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* mqa_decode of sm_90: the producer warpgroup. It finds works, leaves notes of them for the math
  * warpgroups, and brings queries and keys: by TMA where whole blocks of 64 keys of a plain cache
- * lie in boxes, else row by row; packed records are widened on the way.
+ * lie in boxes, up to the first page that does not exist, else row by row; packed records are
+ * widened on the way.
  *
  * Row by row: warp w serves keys 16 w to 16 w + 15 of every block, in four groups of four; eight
  * lanes a key, each with 16-byte pieces 128 bytes apart. Plain rows go by cp.async to their place.
@@ -84,6 +85,22 @@ struct span {
     int first, last, boxes; /* boxes: end of those that TMA brings */
 };
 
+/* The first of the keys [from, until) whose page does not exist, or until. All lanes of a warp. */
+__device__ __forceinline__ int first_missing(const struct mla_mqa_args &a, const struct work &w,
+                                             int from, int until)
+{
+    const int first = page_column(&a.cache, from), end = page_column(&a.cache, until - 1) + 1;
+    int missing = end;
+#pragma unroll 4
+    for (int i = first + (int)threadIdx.x % 32; i < end; i += 32) {
+        const int page = i < a.cache.max_pages ? w.pages[i] : -1;
+        if (page < 0 || page >= a.cache.num_pages)
+            missing = min(missing, i);
+    }
+    missing = __reduce_min_sync(~0u, missing);
+    return missing == end ? until : max(from, missing * a.cache.page_size);
+}
+
 /* Work `index` of the launch. Tiles that share keys are neighbours: L2 serves all but the first. */
 __device__ __forceinline__ struct span find_decode_work(const struct mla_decode90_args &g,
                                                         int index, struct work *w)
@@ -109,6 +126,9 @@ __device__ __forceinline__ struct span find_decode_work(const struct mla_decode9
     s.boxes = s.first;
     if (g.box_rows && !w->list && !a.mask)
         s.boxes = max(s.first, min(s.last, w->end / KEYS));
+    /* TMA brings zeros of a page that does not exist, which would count as keys. */
+    if (w->pages && s.boxes > s.first)
+        s.boxes = first_missing(a, *w, s.first * KEYS, s.boxes * KEYS) / KEYS;
     return s;
 }
 
