@@ -17,15 +17,16 @@
  * its lists once (any/union.cu made it, with a bit for each token that sees a key). Groups whose
  * union is too long to gain are left to their tokens' own units, in a launch of their own.
  *
- * Roles (384 threads, one block an SM, units dealt out in turn; 208 registers a thread of softmax,
- * 112 of the others)
+ * Roles (512 threads, one block an SM, units dealt out in turn; 208 registers a thread of softmax,
+ * 96 of the others)
  *   warps 0-3  softmax  a thread has a row's bank: scores from TMEM, maximum over the banks through
  *                       shared memory, P to shared memory, rescaling of O, output
- *   warps 4-7  gather   one lane each: a quarter of every stage; warp 4 loads Q as well
- *   warp 8     mma      one lane of the (even) CTA issues: scores of a block, then P · V of the one
+ *   warps 4-11 gather   one lane each: an eighth of every stage, since a thread's copies come one in
+ *                       some 48 clocks; warp 4 loads Q as well
+ *   warp 12    mma      one lane of the (even) CTA issues: scores of a block, then P · V of the one
  *                       before it, whose softmax has had that long
- *   warp 9     index    lists to coordinates and validity bits, four blocks ahead
- *   warps 10, 11  -     they make the third warpgroup whole
+ *   warp 13    index    lists to coordinates and validity bits, four blocks ahead
+ *   warps 14, 15  -     they make the fourth warpgroup whole
  *
  * Shared memory, bytes     pair            64 rows         32 rows
  *   stages of 32 KB        5  163840       5  163840       6  196608    64 keys x 256 columns
@@ -44,7 +45,7 @@
  *   free[stage]        commit              mma -> gather      (multicast to the pair)
  *   rope_full, _free   likewise
  *   entry_full[4]      1                   index -> all       coordinates and bits of a block
- *   entry_free[4]      4 + 4 (+ 1)         gather, softmax, mma -> index
+ *   entry_free[4]      8 + 4 (+ 1)         gather, softmax, mma -> index
  *   q_full, q_free     1 + bytes, commit   gather -> mma -> gather   Q's bands in shared memory
  *   s_full             commit              mma -> softmax     scores are made
  *   s_free             4 or 8              softmax -> mma     scores are in registers
@@ -633,7 +634,7 @@ __global__ void __launch_bounds__(MLA_SPARSE_THREADS, 1)
         setmaxnreg_inc<208>();
         softmax_role<S, T>(g, smem, tmem, rank);
     } else {
-        setmaxnreg_dec<112>();
+        setmaxnreg_dec<96>();
         if (warp < MMA_WARP)
             gather_role<S>(g, smem, rank, warp - GATHER_WARP);
         else if (warp == INDEX_WARP)
