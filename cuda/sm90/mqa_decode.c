@@ -14,11 +14,20 @@
 enum {
     SMS = 132, /* a request with as many row tiles needs no splits */
     MOST_SPLITS = 64,
+    FEW_ROWS = 32,
     LEAST_BOX_ROWS = 8 /* smaller pages: more TMA instructions than rows are worth */
 };
 /* Keys of a split, at least: each writes and reads a partial tile of 128 KB, beside 74 KB for 64
  * keys of a bf16 cache. */
 static const int64_t least_keys = 4096, least_of_few_rows = 2048, least_of_list = 2048;
+
+/* Rows that share keys: with few of them mqa_any's smaller tiles are as fast, and their splits cost
+ * less. */
+static int64_t rows_together(const struct mla_job *job, const struct mla_request *r)
+{
+    int64_t heads = job->problem->heads_q;
+    return mla_mqa_uses_lists(job) ? heads : r->query_len * heads;
+}
 
 static bool supports(const struct mla_job *job, char *why, size_t bytes)
 {
@@ -30,10 +39,17 @@ static bool supports(const struct mla_job *job, char *why, size_t bytes)
     else if (mla_total_q(p) * p->heads_q > INT32_MAX - MLA_DECODE90_ROWS)
         snprintf(why, bytes, "%" PRId64 " queries times heads, want fewer than 2^31",
                  mla_total_q(p) * p->heads_q);
-    else if (!job->named) /* an H100 saw it read out of bounds: docs/performance.md */
-        snprintf(why, bytes, "taken by name only, for a fault that is not yet found");
-    else
+    else {
+        for (int64_t i = 0; i < job->num_requests && !job->named; i++)
+            if (rows_together(job, &job->requests[i]) <= FEW_ROWS) {
+                snprintf(why, bytes,
+                         "request %" PRId64 " has %" PRId64
+                         " rows of query tokens and heads to share keys, more than %d pay",
+                         job->requests[i].index, rows_together(job, &job->requests[i]), FEW_ROWS);
+                return false;
+            }
         return true;
+    }
     return false;
 }
 

@@ -324,7 +324,8 @@ __device__ __forceinline__ int fetch_position(const struct mla_mqa_args &a, cons
 }
 
 /* Where this lane's key of a block begins, and bit i: key 16 · warp + i is seen. One that is not
- * has the address of queries, which may be read: its bytes are dropped. */
+ * has the address of the work's queries, which may be read (a.q itself may not: a latent problem's
+ * queries begin with those of a pass): its bytes are dropped. */
 struct places {
     const char *data, *other;
     u32 seen;
@@ -334,7 +335,8 @@ template <class F>
 __device__ __forceinline__ struct places find_places(const struct mla_mqa_args &a,
                                                      const struct work &w, int pos, int page)
 {
-    struct places p = {a.q, a.q, 0};
+    const char *q = a.q + (int64_t)(w.r.q_start + w.token0) * a.q_stride[0];
+    struct places p = {q, q, 0};
     bool see = page >= 0 && (!w.pages || page < a.cache.num_pages);
     if (see) {
         const struct row_place at = place_row(&a.cache, w.r.kv_start, pos, page);
@@ -413,8 +415,10 @@ __device__ __forceinline__ void gather_blocks(const struct mla_decode90_args &g,
         load_queries<F>(g, w, smem, q_load & 1);
 #pragma unroll 1
     for (int step = s.boxes; step < s.last; step++) {
-        if (MLA_MUTANT != 7) /* then the left half is free too */
+        if (MLA_MUTANT != 7) {
+            mbarrier_wait(smem + S::left_free + k->stage * 8, k->phase ^ 1);
             mbarrier_wait(smem + S::right_free + k->stage * 8, k->phase ^ 1);
+        }
         const u32 at = smem + S::k_at + k->stage * S::stage_bytes;
         if (lane == 0)
             st_shared(smem + S::valid_at + k->stage * 8 + warp * 2, (u16)now.seen);
