@@ -492,8 +492,11 @@ static void check_scores(const struct shape *s, const struct call *c, const floa
     int64_t bad = 0, first = 0, n = c->longest;
     double unit = ldexp(2.0 * s->dim + s->heads + 16, -23);
 #ifndef MLA_TEST_MODEL /* which sums in fp32 */
-    if (index_kernel && strcmp(index_kernel, "index_logits_sm90") == 0 && s->q == MLA_INDEX_FP8 &&
-        s->k == MLA_INDEX_FP8)
+    char about[256];
+    bool hopper = mla_context_describe(cuda, about, sizeof about) && strstr(about, " sm_90,");
+    if (index_kernel)
+        hopper = strcmp(index_kernel, "index_logits_sm90") == 0;
+    if (hopper && s->q == MLA_INDEX_FP8 && s->k == MLA_INDEX_FP8)
         unit += ldexp(33.0 * (double)((s->dim + 31) / 32), -13);
 #endif
     for (int64_t b = 0; b < (s->batch ? s->batch : 1); b++) {

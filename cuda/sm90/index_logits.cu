@@ -220,4 +220,4 @@ static cudaError_t launch(const struct index_launch *a, unsigned blocks, cudaStr
 }
 
 extern "C" const struct mla_index_engine mla_index_sm90 = {
-    "index_logits_sm90", MLA_PROOF_MODEL, supports, most_rows, buffers, launch};
+    "index_logits_sm90", MLA_PROOF_SILICON, supports, most_rows, buffers, launch};
