@@ -106,7 +106,8 @@ def ours(mla, text, repeats):
         return []
     rows = json.loads(done.stdout)
     rows = rows.get("results", rows.get("rows", rows)) if isinstance(rows, dict) else rows
-    return [(r["kernel"], r["median_us"], r["warm_us"]) for r in rows if "median_us" in r]
+    return [(r["kernel"], r["median_us"], r["warm_us"]["median"]) for r in rows
+            if r.get("route") == "auto"]
 
 
 # ------------------------------------------------------------------------------------------- peers
