@@ -86,6 +86,19 @@ static inline bool mla_mqa_uses_lists(const struct mla_job *job)
 {
     return job->problem->topk > 0 && !job->ignore_lists;
 }
+/* Splits of a request's keys: those wanted, or (0) as many as `room` tiles at a time leave free, none
+ * of fewer than `least` keys, at most 64; never more than it has steps, nor fewer than 1. */
+static inline int64_t mla_mqa_choose_splits(int64_t wanted, int64_t room, int64_t keys,
+                                            int64_t least, int64_t steps)
+{
+    int64_t most = keys / least, splits = wanted;
+    if (splits == 0) {
+        splits = most < room ? most : room;
+        splits = splits < 64 ? splits : 64;
+    }
+    splits = splits < steps ? splits : steps;
+    return splits < 1 ? 1 : splits;
+}
 /* A grid of launch->blocks clusters of the tile. argument: the kernel's one parameter. */
 mla_status mla_mqa_launch_grid(const struct mla_mqa_tile *tile, void *argument, int64_t blocks,
                                void *stream);

@@ -6,6 +6,7 @@
 #include "any/mqa_plan.h"
 #include "device.h"
 #include "format.h"
+#include "mqa_maps.h"
 #include "status.h"
 
 #include <inttypes.h>
@@ -14,8 +15,7 @@
 enum {
     TILES = 4,
     MOST_QUERY_TOKENS = 16,
-    SMS = 148, /* a request with as many row tiles needs no splits */
-    MOST_SPLITS = 64,
+    SMS = 148,         /* a request with as many row tiles needs no splits */
     LEAST_BOX_ROWS = 8 /* smaller pages: more TMA instructions than rows are worth */
 };
 static const int tile_rows[TILES] = {16, 32, 64, 128}; /* 128: a pair of CTAs */
@@ -61,15 +61,9 @@ static struct mla_mqa_cut cut(const struct mla_job *job, const struct mla_reques
     if (c.tiles == 0)
         return c;
     int64_t steps = (keys + MLA_DECODE_KEYS - 1) / MLA_DECODE_KEYS;
-    c.splits = job->wanted_splits;
-    if (c.splits == 0) {
-        int64_t room = SMS / (c.tiles * (c.tile == 3 ? 2 : 1)),
-                most = keys / (lists ? least_of_list : least_keys[c.tile]);
-        c.splits = most < room ? most : room;
-        c.splits = c.splits < MOST_SPLITS ? c.splits : MOST_SPLITS;
-    }
-    c.splits = c.splits < steps ? c.splits : steps;
-    c.splits = c.splits < 1 ? 1 : c.splits;
+    int64_t room = SMS / (c.tiles * (c.tile == 3 ? 2 : 1));
+    int64_t least = lists ? least_of_list : least_keys[c.tile];
+    c.splits = mla_mqa_choose_splits(job->wanted_splits, room, keys, least, steps);
     return c;
 }
 
@@ -77,45 +71,6 @@ static struct mla_mqa_tile tile(const mla_problem *p, int index)
 {
     (void)p;
     return index == 3 ? mla_mqa_decode_pair_tile() : mla_mqa_decode_tile(tile_rows[index]);
-}
-
-/* Maps of a plain cache whose tiles of keys TMA can bring; otherwise box_rows stays 0. */
-static mla_status set_maps(const mla_problem *p, struct mla_decode_args *g)
-{
-    const struct mla_mqa_cache *c = &g->a.cache;
-    int64_t size = c->page_size, pages = c->num_pages, rope_bytes = c->row_bytes, keys = 0;
-    int64_t page_bytes = c->page_bytes, limit = (int64_t)1 << 40;
-    uint32_t rows = MLA_DECODE_KEYS;
-    if (mla_cache_is_packed(p->cache_format) || g->a.topk || g->a.mask || c->align != 16)
-        return MLA_OK;
-    if (size) {
-        rows = size < MLA_DECODE_KEYS ? (uint32_t)size : MLA_DECODE_KEYS;
-        if (rows < LEAST_BOX_ROWS || MLA_DECODE_KEYS % rows || size % rows)
-            return MLA_OK;
-    } else {
-        for (int64_t b = 0; b < p->batch; b++)
-            keys += p->seq_lens_kv[b];
-        size = keys;
-        pages = 1;
-        page_bytes = c->row_bytes;
-        rope_bytes = c->rope_row_bytes;
-    }
-    if (size == 0 || pages == 0 || c->row_bytes >= limit || page_bytes >= limit ||
-        rope_bytes >= limit)
-        return MLA_OK;
-    uint64_t dims[3] = {MLA_MQA_LATENT, (uint64_t)size, (uint64_t)pages};
-    uint64_t strides[2] = {(uint64_t)c->row_bytes, (uint64_t)page_bytes};
-    const uint32_t box[3] = {64, rows, 1};
-    mla_status status = mla_tensor_map_tiled(&g->latent, 2, 3, c->data, dims, strides, box, 128);
-    if (status == MLA_OK && p->qk_rope_dim) {
-        dims[0] = (uint64_t)p->qk_rope_dim;
-        strides[0] = (uint64_t)rope_bytes;
-        if (c->page_size == 0)
-            strides[1] = strides[0];
-        status = mla_tensor_map_tiled(&g->rope, 2, 3, c->rope, dims, strides, box, 128);
-    }
-    g->box_rows = (int32_t)rows;
-    return status;
 }
 
 /* Rows that are not 16-byte aligned (model1: odd page sizes) go to the portable kernel, by tiles of
@@ -144,7 +99,8 @@ static mla_status launch(const struct mla_job *job, const struct mla_mqa_tile *t
     struct mla_decode_args g = {.a = *args,
                                 .bands = p->qk_rope_dim ? 9 : 8,
                                 .is_bf16 = p->q_dtype == MLA_BF16};
-    mla_status status = set_maps(p, &g);
+    mla_status status = mla_mqa_cache_maps(p, args, MLA_DECODE_KEYS, LEAST_BOX_ROWS, &g.latent,
+                                           &g.rope, &g.box_rows);
     return status == MLA_OK ? mla_mqa_launch_grid(tile, &g, launch->blocks, stream) : status;
 }
 

@@ -14,11 +14,10 @@
 
 enum {
     TILES = 3,
-    PAIR = 2,         /* tile of a pair of CTAs */
-    KEYS = 64,        /* a split is some blocks of that many, or twice */
-    SMS = 148,        /* a request with as many tiles needs no splits */
-    LEAST_KEYS = 512, /* below, a split costs more than it gains */
-    MOST_SPLITS = 64,
+    PAIR = 2,                 /* tile of a pair of CTAs */
+    KEYS = 64,                /* a split is some blocks of that many, or twice */
+    SMS = 148,                /* a request with as many tiles needs no splits */
+    LEAST_KEYS = 512,         /* below, a split costs more than it gains */
     GROUP_ROWS = 64,          /* of a tile whose tokens are a group */
     MOST_UNION = 204,         /* longest union that gains, in 256ths of its entries */
     MOST_CAPACITY = 14 << 10, /* entries: what union.cu has shared memory for */
@@ -52,19 +51,13 @@ static bool supports(const struct mla_job *job, char *why, size_t bytes)
 static struct mla_mqa_cut cut(const struct mla_job *job, const struct mla_request *r)
 {
     const mla_problem *p = job->problem;
-    struct mla_mqa_cut c = {.tile = tile_of(p->heads_q), .splits = job->wanted_splits};
+    struct mla_mqa_cut c = {.tile = tile_of(p->heads_q)};
     int64_t rows = tile_rows[c.tile], keys = c.tile == PAIR ? 2 * KEYS : KEYS;
     c.tiles = r->query_len * ((p->heads_q + rows - 1) / rows);
     if (c.tiles == 0)
         return c;
     int64_t steps = (p->topk + keys - 1) / keys;
-    if (c.splits == 0) {
-        int64_t room = SMS / c.tiles, most = p->topk / LEAST_KEYS;
-        c.splits = most < room ? most : room;
-        c.splits = c.splits < MOST_SPLITS ? c.splits : MOST_SPLITS;
-    }
-    c.splits = c.splits < steps ? c.splits : steps;
-    c.splits = c.splits < 1 ? 1 : c.splits;
+    c.splits = mla_mqa_choose_splits(job->wanted_splits, SMS / c.tiles, p->topk, LEAST_KEYS, steps);
     return c;
 }
 

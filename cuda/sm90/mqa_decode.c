@@ -6,6 +6,7 @@
 #include "any/mqa_plan.h"
 #include "device.h"
 #include "format.h"
+#include "mqa_maps.h"
 #include "status.h"
 
 #include <inttypes.h>
@@ -13,7 +14,6 @@
 
 enum {
     SMS = 132, /* a request with as many row tiles needs no splits */
-    MOST_SPLITS = 64,
     FEW_ROWS = 32,
     LEAST_BOX_ROWS = 8 /* smaller pages: more TMA instructions than rows are worth */
 };
@@ -65,15 +65,8 @@ static struct mla_mqa_cut cut(const struct mla_job *job, const struct mla_reques
     if (c.tiles == 0)
         return c;
     int64_t steps = (keys + MLA_DECODE90_KEYS - 1) / MLA_DECODE90_KEYS;
-    c.splits = job->wanted_splits;
-    if (c.splits == 0) {
-        int64_t least = lists ? least_of_list : all <= rows / 2 ? least_of_few_rows : least_keys;
-        int64_t room = SMS / c.tiles, most = keys / least;
-        c.splits = most < room ? most : room;
-        c.splits = c.splits < MOST_SPLITS ? c.splits : MOST_SPLITS;
-    }
-    c.splits = c.splits < steps ? c.splits : steps;
-    c.splits = c.splits < 1 ? 1 : c.splits;
+    int64_t least = lists ? least_of_list : all <= rows / 2 ? least_of_few_rows : least_keys;
+    c.splits = mla_mqa_choose_splits(job->wanted_splits, SMS / c.tiles, keys, least, steps);
     return c;
 }
 
@@ -83,45 +76,6 @@ static struct mla_mqa_tile tile(const mla_problem *p, int index)
     (void)index;
     return p->q_dtype == MLA_BF16 ? mla_decode90_tile_bf16((int)p->cache_format, rope)
                                   : mla_decode90_tile_f16(rope);
-}
-
-/* Maps of a plain cache whose blocks of keys TMA can bring; otherwise box_rows stays 0. */
-static mla_status set_maps(const mla_problem *p, struct mla_decode90_args *g)
-{
-    const struct mla_mqa_cache *c = &g->a.cache;
-    int64_t size = c->page_size, pages = c->num_pages, rope_bytes = c->row_bytes, keys = 0;
-    int64_t page_bytes = c->page_bytes, limit = (int64_t)1 << 40;
-    uint32_t rows = MLA_DECODE90_KEYS;
-    if (mla_cache_is_packed(p->cache_format) || g->a.topk || g->a.mask)
-        return MLA_OK;
-    if (size) {
-        rows = size < MLA_DECODE90_KEYS ? (uint32_t)size : MLA_DECODE90_KEYS;
-        if (rows < LEAST_BOX_ROWS || MLA_DECODE90_KEYS % rows || size % rows)
-            return MLA_OK;
-    } else {
-        for (int64_t b = 0; b < p->batch; b++)
-            keys += p->seq_lens_kv[b];
-        size = keys;
-        pages = 1;
-        page_bytes = c->row_bytes;
-        rope_bytes = c->rope_row_bytes;
-    }
-    if (size == 0 || pages == 0 || c->row_bytes >= limit || page_bytes >= limit ||
-        rope_bytes >= limit)
-        return MLA_OK;
-    uint64_t dims[3] = {MLA_MQA_LATENT, (uint64_t)size, (uint64_t)pages};
-    uint64_t strides[2] = {(uint64_t)c->row_bytes, (uint64_t)page_bytes};
-    const uint32_t box[3] = {64, rows, 1};
-    mla_status status = mla_tensor_map_tiled(&g->latent, 2, 3, c->data, dims, strides, box, 128);
-    if (status == MLA_OK && p->qk_rope_dim) {
-        dims[0] = (uint64_t)p->qk_rope_dim;
-        strides[0] = (uint64_t)rope_bytes;
-        if (c->page_size == 0)
-            strides[1] = strides[0];
-        status = mla_tensor_map_tiled(&g->rope, 2, 3, c->rope, dims, strides, box, 128);
-    }
-    g->box_rows = (int32_t)rows;
-    return status;
 }
 
 /* Queries by TMA, if heads of all tokens are evenly spaced rows. */
@@ -169,7 +123,8 @@ static mla_status launch(const struct mla_job *job, const struct mla_mqa_tile *t
                            16 ==
                        0,
     };
-    mla_status status = set_maps(p, &g);
+    mla_status status = mla_mqa_cache_maps(p, args, MLA_DECODE90_KEYS, LEAST_BOX_ROWS, &g.latent,
+                                           &g.rope, &g.box_rows);
     if (status == MLA_OK)
         status = set_query_map(p, &g);
     if (status != MLA_OK)

@@ -14,8 +14,7 @@
 enum {
     SMS = 132, /* a request with as many tiles needs no splits */
     LEAST_KEYS = 512,
-    FEW_HEADS = 16, /* mqa_any's tiles of 16 rows are faster than 64 rows of which 48 are empty */
-    MOST_SPLITS = 64
+    FEW_HEADS = 16 /* mqa_any's tiles of 16 rows are faster than 64 rows of which 48 are empty */
 };
 
 static bool supports(const struct mla_job *job, char *why, size_t bytes)
@@ -47,15 +46,8 @@ static struct mla_mqa_cut cut(const struct mla_job *job, const struct mla_reques
     c.tiles = r->query_len * ((p->heads_q + heads - 1) / heads);
     if (c.tiles == 0)
         return c;
-    c.splits = job->wanted_splits;
-    if (c.splits == 0) {
-        int64_t room = SMS / c.tiles, most = p->topk / LEAST_KEYS;
-        c.splits = most < room ? most : room;
-        c.splits = c.splits < MOST_SPLITS ? c.splits : MOST_SPLITS;
-    }
     steps = (p->topk + MLA_SPARSE_SM90_KEYS - 1) / MLA_SPARSE_SM90_KEYS;
-    c.splits = c.splits < steps ? c.splits : steps;
-    c.splits = c.splits < 1 ? 1 : c.splits;
+    c.splits = mla_mqa_choose_splits(job->wanted_splits, SMS / c.tiles, p->topk, LEAST_KEYS, steps);
     return c;
 }
 
