@@ -24,7 +24,7 @@
  *   rope bands, stages of 8192        2  16384   2  16384  1   8192
  *   Q, 9 bands x ROWS x 128              18432      36864     73728
  *   P^T, 64 x ROWS x 2                    2048       4096      8192
- *   maxima, factors, limits                832       1664      3328
+ *   maxima, bases, factors, limits        1088       2176      4352
  *   barriers, TMEM address                 272        256       208
  * TMEM columns: O^T 4 x ROWS from 0, S^T 2 x ROWS from 4 · ROWS; 128, 256, 512 allocated. S^T of
  * M 64 uses lanes 0 to 15 of each warp's 32.
@@ -60,8 +60,9 @@
  *
  * NaN. A key that the block does not see is written as zeros, and its score is -inf. A key that one
  * row of the block sees is multiplied by P = 0 in others.
- * Rounding. Scores and output accumulate in fp32; P = 2^(score - running maximum), at most 1,
- * rounded to 16 bits; the row sum adds unrounded P in fp32. One order of additions: results repeat
+ * Rounding. Scores and output accumulate in fp32; P = 2^(score - base), less than 2^8, rounded to 16
+ * bits; base follows the running maximum when that has grown by 2^8 (so that O^T is rescaled
+ * rarely). The row sum adds unrounded P in fp32. One order of additions: results repeat
  * bit by bit.
  * Limits. Latent width 512, rope 64 or 0; packed records under bf16 queries. Rows and keys that are
  * not 16-byte aligned (model1: odd page sizes) go to the portable kernel. */
@@ -99,7 +100,8 @@ template <int ROWS> struct tile {
     static const int exchange_at = p_at + p_bytes; /* [2][warp][row] floats */
     static const int exchange_half = SOFTMAX_WARPS * ROWS * 4;
     static const int factors_at = exchange_at + 2 * exchange_half; /* [warp][row] floats */
-    static const int limits_at = factors_at + exchange_half;       /* [row] ints */
+    static const int bases_at = factors_at + exchange_half;        /* [warp][row] floats */
+    static const int limits_at = bases_at + exchange_half;         /* [row] ints */
     static const int bars_at = limits_at + ROWS * 4;
     static const int full = 0, empty = full + pairs, rope_full = empty + pairs,
                      rope_empty = rope_full + ropes, s_full = rope_empty + ropes,
@@ -397,11 +399,51 @@ __device__ __forceinline__ void out_role(u32 smem, u32 tmem, operand_type type, 
 /* -------------------------------------------------------------------- softmax */
 
 /* A warp has 16 keys of a tile; a lane keys lane/4 and lane/4 + 8 of them, and of every eight rows
- * rows 2·(lane%4) and + 1. Scores, largest scores and sums are held in that shape. */
+ * rows 2·(lane%4) and + 1: scores and sums are held in that shape. The largest scores and bases of
+ * rows are held by one lane each (and copies) in every warp: of the eight rows lane/4 % groups. */
 template <int ROWS> struct running {
     static const int groups = ROWS / 8;
-    float top[groups][2], sum[groups][2];
+    float sum[groups][2];
+    float2 top, base;
 };
+
+/* The largest of each row over the eight lanes that hold it: each step halves the rows a lane keeps,
+ * down to two of the eight rows key % groups. */
+template <int ROWS>
+__device__ __forceinline__ float2 largest_of_rows(float (&best)[ROWS / 8][2], int key)
+{
+    const int groups = ROWS / 8;
+#pragma unroll
+    for (int half = groups / 2; half > 0; half /= 2) {
+        bool upper = key & half;
+#pragma unroll
+        for (int j = 0; j < half; j++)
+#pragma unroll
+            for (int e = 0; e < 2; e++) {
+                float give = upper ? best[j][e] : best[j + half][e];
+                float keep = upper ? best[j + half][e] : best[j][e];
+                best[j][e] = fmaxf(keep, __shfl_xor_sync(0xFFFFFFFFu, give, 4 * half));
+            }
+    }
+    float2 most = make_float2(best[0][0], best[0][1]);
+#pragma unroll
+    for (int bit = groups; bit < 8; bit *= 2) {
+        most.x = fmaxf(most.x, __shfl_xor_sync(0xFFFFFFFFu, most.x, 4 * bit));
+        most.y = fmaxf(most.y, __shfl_xor_sync(0xFFFFFFFFu, most.y, 4 * bit));
+    }
+    return most;
+}
+
+/* Takes a row's largest score of a tile in; returns what earlier weights must be multiplied by. */
+__device__ __forceinline__ float follow(float most, float *top, float *base)
+{
+    *top = fmaxf(*top, most);
+    if (!(*top > *base + GROWTH))
+        return 1;
+    float factor = ex2_approx_ftz(*base - *top);
+    *base = *top;
+    return factor;
+}
 
 /* O (all columns of this warp's lanes) times the factor of each row. */
 template <int ROWS> __device__ __forceinline__ void rescale_out(u32 tmem_lanes, u32 from)
@@ -437,6 +479,9 @@ __device__ __forceinline__ void softmax_role(const struct mla_decode_args &g, co
     bool is_bf16 = g.is_bf16;
     u32 lanes = (u32)(MLA_MUTANT == 17 ? warp ^ 1 : warp) * 32 << 16;
     u32 factors = smem + S::factors_at + warp * ROWS * 4;
+    u32 bases = smem + S::bases_at + warp * ROWS * 4;
+    int own =
+        8 * (key % groups) + rows_at; /* rows whose largest score this lane follows, and + 1 */
     int least = min(w.seq_len, causal_end(a, w, w.token0));
     struct stream k;
     start_stream(a, w, s.first, 1, s.last, 16 * warp + lane % 16, &k);
@@ -460,6 +505,7 @@ __device__ __forceinline__ void softmax_role(const struct mla_decode_args &g, co
         /* Scores in log2; the warp's largest of each row. */
         bool differ = !w.list && (a.mask || (t + 1) * KEYS > least);
         u32 exchange = smem + S::exchange_at + buffer.stage * S::exchange_half;
+        float best[groups][2];
 #pragma unroll
         for (int j = 0; j < groups; j++)
 #pragma unroll
@@ -475,58 +521,57 @@ __device__ __forceinline__ void softmax_role(const struct mla_decode_args &g, co
                 high = bits >> (key + 8) & 1 ? high : -INFINITY;
                 x[4 * j + e] = __float_as_uint(low);
                 x[4 * j + 2 + e] = __float_as_uint(high);
-                float top = fmaxf(low, high);
-                top = fmaxf(top, __shfl_xor_sync(0xFFFFFFFFu, top, 4));
-                top = fmaxf(top, __shfl_xor_sync(0xFFFFFFFFu, top, 8));
-                top = fmaxf(top, __shfl_xor_sync(0xFFFFFFFFu, top, 16));
-                if (key == 0)
-                    st_shared(exchange + (warp * ROWS + row) * 4, top);
+                best[j][e] = fmaxf(low, high);
             }
+        float2 most = largest_of_rows<ROWS>(best, key);
+        if (key < groups)
+            st_shared(exchange + (warp * ROWS + own) * 4, most);
         bar_sync(1, SOFTMAX_WARPS * 32);
 
-        /* Every warp follows the same maximum of each row, so that P needs no other factor. */
-        bool moved = false;
+        /* Every warp follows the same base of each row, so that P needs no other factor. */
+#pragma unroll
+        for (int v = 0; v < SOFTMAX_WARPS; v++) {
+            float2 of = ld_shared<float2>(exchange + (v * ROWS + own) * 4);
+            most = make_float2(fmaxf(most.x, of.x), fmaxf(most.y, of.y));
+        }
+        float2 factor = make_float2(follow(most.x, &run->top.x, &run->base.x),
+                                    follow(most.y, &run->top.y, &run->base.y));
+        bool moved = __any_sync(0xFFFFFFFFu, factor.x != 1 || factor.y != 1);
+        if (key < groups) {
+            /* No key yet: any finite reference gives weights 0. */
+            st_shared(bases + 4 * own, make_float2(run->base.x == -INFINITY ? 0 : run->base.x,
+                                                   run->base.y == -INFINITY ? 0 : run->base.y));
+            if (moved)
+                st_shared(factors + 4 * own, factor);
+        }
+        __syncwarp();
+        if (moved && MLA_MUTANT != 12) {
+#pragma unroll
+            for (int j = 0; j < groups; j++) {
+                float2 f = ld_shared<float2>(factors + (8 * j + rows_at) * 4);
+                run->sum[j][0] *= f.x;
+                run->sum[j][1] *= f.y;
+            }
+        }
         u32 weights[2 * groups];
 #pragma unroll
         for (int j = 0; j < groups; j++) {
-            float p[2][2];
-            float2 most = make_float2(-INFINITY, -INFINITY);
+            float2 base = ld_shared<float2>(bases + (8 * j + rows_at) * 4);
 #pragma unroll
-            for (int v = 0; v < SOFTMAX_WARPS; v++) {
-                float2 of = ld_shared<float2>(exchange + (v * ROWS + 8 * j + rows_at) * 4);
-                most = make_float2(fmaxf(most.x, of.x), fmaxf(most.y, of.y));
+            for (int h = 0; h < 2; h++) {
+                float p0 = ex2_approx_ftz(__uint_as_float(x[4 * j + 2 * h]) - base.x);
+                float p1 = ex2_approx_ftz(__uint_as_float(x[4 * j + 2 * h + 1]) - base.y);
+                run->sum[j][0] += p0;
+                run->sum[j][1] += p1;
+                weights[2 * j + h] = is_bf16 ? cvt_rn_bf16x2_f32(p0, p1) : cvt_rn_f16x2_f32(p0, p1);
             }
-#pragma unroll
-            for (int e = 0; e < 2; e++) {
-                int row = 8 * j + rows_at + e;
-                float before = run->top[j][e], top = e ? most.y : most.x;
-                top = fmaxf(before, top);
-                /* No key yet: any finite reference gives weights 0. */
-                float reference = top == -INFINITY ? 0 : top;
-                float factor = top == before ? 1 : ex2_approx_ftz(before - reference);
-                moved |= top != before;
-                run->top[j][e] = top;
-                if (key == 0)
-                    st_shared(factors + 4 * row, factor);
-                p[0][e] = ex2_approx_ftz(__uint_as_float(x[4 * j + e]) - reference);
-                p[1][e] = ex2_approx_ftz(__uint_as_float(x[4 * j + 2 + e]) - reference);
-                run->sum[j][e] =
-                    run->sum[j][e] * (MLA_MUTANT == 12 ? 1 : factor) + (p[0][e] + p[1][e]);
-            }
-#pragma unroll
-            for (int h = 0; h < 2; h++)
-                weights[2 * j + h] = is_bf16 ? cvt_rn_bf16x2_f32(p[h][0], p[h][1])
-                                             : cvt_rn_f16x2_f32(p[h][0], p[h][1]);
         }
         if (t > s.first) {
             mbarrier_wait(bar_of<S>(smem, S::out_done),
                           (t - s.first - (MLA_MUTANT == 8 ? 0 : 1)) & 1);
             tcgen05_fence_after();
-            if (__any_sync(0xFFFFFFFFu, moved) &&
-                MLA_MUTANT != 7) { /* the same in all four warps */
-                __syncwarp();
+            if (moved && MLA_MUTANT != 7) /* the same in all four warps */
                 rescale_out<ROWS>(tmem + lanes, factors);
-            }
         }
         /* P^T [key][row], rows of 2 · ROWS bytes: pairs of rows are neighbours. */
 #pragma unroll
@@ -559,7 +604,7 @@ __device__ __forceinline__ void store_rows(const struct mla_decode_args &g, cons
     /* One half for the sums; the other, whose maxima have been read, for places of rows. */
     u32 sums = smem + S::exchange_at + (tiles & 1) * S::exchange_half;
     u32 places = smem + S::exchange_at + (~tiles & 1) * S::exchange_half;
-    u32 tops = smem + S::factors_at, factors = tops + ROWS * 4;
+    u32 tops = smem + S::factors_at, factors = tops + ROWS * 4, bases = factors + ROWS * 4;
     if (tiles) {
         mbarrier_wait(bar_of<S>(smem, S::out_done), (tiles - 1) & 1);
         tcgen05_fence_after();
@@ -573,12 +618,13 @@ __device__ __forceinline__ void store_rows(const struct mla_decode_args &g, cons
             sum += __shfl_xor_sync(0xFFFFFFFFu, sum, 4);
             sum += __shfl_xor_sync(0xFFFFFFFFu, sum, 8);
             sum += __shfl_xor_sync(0xFFFFFFFFu, sum, 16);
-            if (lane < 4) {
+            if (lane < 4)
                 st_shared(sums + (warp * ROWS + row) * 4, sum);
-                if (warp == 0)
-                    st_shared(tops + 4 * row, run.top[j][e]);
-            }
         }
+    if (warp == 0 && lane / 4 < running<ROWS>::groups) {
+        st_shared(tops + 8 * lane, run.top);
+        st_shared(bases + 8 * lane, run.base);
+    }
     bar_sync(1, SOFTMAX_WARPS * 32);
     if (threadIdx.x < ROWS) {
         int row = threadIdx.x;
@@ -586,7 +632,8 @@ __device__ __forceinline__ void store_rows(const struct mla_decode_args &g, cons
         for (int v = 0; v < SOFTMAX_WARPS; v++)
             sum += ld_shared<float>(sums + (v * ROWS + row) * 4);
         int64_t to;
-        float factor = finish(a, w, row, ld_shared<float>(tops + 4 * row), sum, true, &to);
+        float factor = finish(a, w, row, ld_shared<float>(bases + 4 * row),
+                              ld_shared<float>(tops + 4 * row), sum, true, &to);
         st_shared(factors + 4 * row, factor);
         st_shared(places + 8 * row, to);
     }
@@ -652,10 +699,9 @@ __global__ void __launch_bounds__(THREADS, 1)
         setmaxnreg_inc<MANY>();
         struct running<ROWS> run;
 #pragma unroll
-        for (int j = 0; j < running<ROWS>::groups; j++) {
-            run.top[j][0] = run.top[j][1] = -INFINITY;
+        for (int j = 0; j < running<ROWS>::groups; j++)
             run.sum[j][0] = run.sum[j][1] = 0;
-        }
+        run.top = run.base = make_float2(-INFINITY, -INFINITY);
         softmax_role<ROWS>(g, w, smem, tmem, s, &run);
         store_rows<ROWS>(g, w, smem, tmem, tiles, run);
     } else if (warp < LOADER_WARP + LOADER_WARPS) {

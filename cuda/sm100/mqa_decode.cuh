@@ -301,11 +301,15 @@ __device__ __forceinline__ uint4 fetch_unit(const char *from, bool see)
     return see ? *(const uint4 *)from : make_uint4(0, 0, 0, 0);
 }
 
+/* Weights are 2^(score - base), and base follows a row's largest score only when that has grown by
+ * 2^GROWTH, so that the output is rescaled rarely: weights stay far below what f16 can hold. */
+static const float GROWTH = 8;
+
 /* lse and max_logits of a row, or its partial values, by the thread that is to store them. Returns
  * the factor that makes the sum of weighted keys the output; to: where the row's output begins, -1
  * for nowhere. */
 __device__ __forceinline__ float finish(const struct mla_mqa_args &a, const struct work &w, int row,
-                                        float top, float sum, bool store, int64_t *to)
+                                        float base, float top, float sum, bool store, int64_t *to)
 {
     int at = w.row0 + row, head = at % a.heads;
     int64_t token = w.r.q_start + at / a.heads;
@@ -314,7 +318,7 @@ __device__ __forceinline__ float finish(const struct mla_mqa_args &a, const stru
     if (row >= w.rows)
         return 0;
     if (w.r.splits > 1) {
-        factor = finish_row(top, sum, false, 0, &lse_log2);
+        factor = finish_row(base, sum, false, 0, &lse_log2);
         int64_t part = w.r.part_row + (int64_t)w.split * w.r.query_len * a.heads + at;
         if (store) {
             a.part_lse[part] = lse_log2;
@@ -324,7 +328,7 @@ __device__ __forceinline__ float finish(const struct mla_mqa_args &a, const stru
             *to = part * MLA_MQA_LATENT;
         return factor;
     }
-    factor = finish_row(top, sum, a.sink != NULL, a.sink ? a.sink[head] : 0, &lse_log2);
+    factor = finish_row(base, sum, a.sink != NULL, a.sink ? a.sink[head] : 0, &lse_log2);
     if (store && a.lse)
         a.lse[token * a.lse_stride[0] + head * a.lse_stride[1]] = lse_log2 * a.lse_unit;
     if (store && a.max_logits)

@@ -501,7 +501,7 @@ __device__ __forceinline__ void softmax_role(const struct mla_decode_args &g, co
     int least = min(w.seq_len, causal_end(a, w, w.token0));
     limit = min(limit, w.seq_len);
     u32 lanes = tmem + (threadIdx.x / 32 * 32 << 16);
-    float top = -INFINITY, sum = 0;
+    float top = -INFINITY, base = -INFINITY, sum = 0;
     struct stream low, high;
     start_stream(a, w, 2 * s.first + half, 2, 2 * s.last, lane, &low);
     start_stream(a, w, 2 * s.first + half, 2, 2 * s.last, lane + 32, &high);
@@ -528,7 +528,6 @@ __device__ __forceinline__ void softmax_role(const struct mla_decode_args &g, co
         if (MLA_MUTANT != 10)
             mbarrier_arrive_cluster(mapa(bar_of(smem, S_FREE), 0));
 
-        float before = top;
 #pragma unroll
         for (int i = 0; i < 64; i++) {
             float v = __uint_as_float(x[i]) * a.scale_log2;
@@ -543,8 +542,12 @@ __device__ __forceinline__ void softmax_role(const struct mla_decode_args &g, co
         if (MLA_MUTANT != 6)
             top = fmaxf(top, ld_shared<float>(exchange + ((1 - half) * OWN_ROWS + own) * 4));
         /* No key yet: any finite reference gives weights 0. */
-        float reference = top == -INFINITY ? 0 : top;
-        float factor = top == before ? 1 : ex2_approx_ftz(before - reference);
+        float factor = 1;
+        if (top > base + GROWTH) {
+            factor = ex2_approx_ftz(base - top);
+            base = top;
+        }
+        float reference = base == -INFINITY ? 0 : base;
         float some[4] = {0, 0, 0, 0};
 #pragma unroll
         for (int i = 0; i < 32; i++) {
@@ -578,7 +581,7 @@ __device__ __forceinline__ void softmax_role(const struct mla_decode_args &g, co
     float both[2] = {ld_shared<float>(sums + own * 4),
                      ld_shared<float>(sums + (OWN_ROWS + own) * 4)};
     int64_t to;
-    float factor = finish(a, w, row, top, both[0] + both[1], half == 0, &to);
+    float factor = finish(a, w, row, base, top, both[0] + both[1], half == 0, &to);
     if (steps) {
         mbarrier_wait(bar_of(smem, OUT_DONE), phase ^ 1);
         tcgen05_fence_after();

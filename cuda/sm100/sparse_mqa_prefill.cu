@@ -446,7 +446,8 @@ __device__ __forceinline__ void store_direct(const struct mla_sparse_args &g, co
 /* End of a unit: the row's sums to lse and max_logits, O to its place. */
 template <class S, class T>
 __device__ __forceinline__ void finish(const struct mla_sparse_args &g, const struct unit &u,
-                                       u32 smem, u32 o, float max_log2, float sum, bool empty)
+                                       u32 smem, u32 o, float base, float max_log2, float sum,
+                                       bool empty)
 {
     const struct mla_mqa_args &a = g.a;
     int row = threadIdx.x % S::M, bank = threadIdx.x / S::M, head = u.head0 + row;
@@ -458,7 +459,7 @@ __device__ __forceinline__ void finish(const struct mla_sparse_args &g, const st
         real = row < u.tokens * a.heads;
     }
     float lse_log2, sink = a.sink && real && !split ? a.sink[head] : 0;
-    float factor = finish_row(max_log2, sum, a.sink != NULL && !split, sink, &lse_log2);
+    float factor = finish_row(base, sum, a.sink != NULL && !split, sink, &lse_log2);
     if (bank == 0 && real) {
         if (split) {
             int64_t part =
@@ -501,7 +502,9 @@ __device__ __forceinline__ void softmax_role(const struct mla_sparse_args &g, u3
         u32 words_at = S::entry_mask;
         if (S::GROUP)
             words_at += (MLA_MUTANT == 19 ? 0 : row / g.a.heads) * S::mask_words * 4;
-        float max_log2 = -INFINITY, sum = 0;
+        /* Weights are 2^(score - base): base follows the largest score only when that has grown by
+         * 2^8, so that O is rescaled rarely. */
+        float max_log2 = -INFINITY, base = -INFINITY, sum = 0;
         bool first = true;
         for (; e.is_block(); e.next()) {
             u32 bits[(count + 31) / 32];
@@ -532,15 +535,18 @@ __device__ __forceinline__ void softmax_role(const struct mla_sparse_args &g, u3
                 x[i] = see ? __uint_as_float(r[i]) * g.a.scale_log2 : -INFINITY;
                 top = fmaxf(top, x[i]);
             }
-            float all[S::banks], before = max_log2;
+            float all[S::banks], factor = 1;
             exchange<S>(smem, buffer, row, bank, top, all);
             buffer ^= 1;
 #pragma unroll
             for (int b = 0; b < S::banks; b++)
                 max_log2 = fmaxf(max_log2, all[b]);
+            if (max_log2 > base + 8) {
+                factor = ex2_approx_ftz(base - max_log2);
+                base = max_log2;
+            }
             /* No finite score yet: any finite reference gives weights 0. */
-            float reference = max_log2 == -INFINITY ? 0 : max_log2;
-            float factor = max_log2 == before ? 1 : ex2_approx_ftz(before - reference);
+            float reference = base == -INFINITY ? 0 : base;
             sum *= factor;
             u32 p[count / 2];
 #pragma unroll
@@ -589,7 +595,7 @@ __device__ __forceinline__ void softmax_role(const struct mla_sparse_args &g, u3
             tcgen05_fence_after();
         }
         find_unit<S>(g, id, rank, &u); /* again, since the loop has no registers to spare */
-        finish<S, T>(g, u, smem, o, max_log2, sum, first);
+        finish<S, T>(g, u, smem, o, base, max_log2, sum, first);
         tcgen05_fence_before(); /* O is read: the next unit's first arrival at p_full says so */
     }
     if (threadIdx.x == 0)

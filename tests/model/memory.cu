@@ -30,6 +30,8 @@ enum {
     M_ILLEGAL,
     TYPES_MIXED,
     NEGATED,
+    D_OF_F16,
+    A_LANE,
     TRANSPOSED_A_IN_TMEM,
     ACCUMULATE_ON_NOTHING,
     D_BEYOND,
@@ -126,6 +128,8 @@ __global__ void __launch_bounds__(160) chain(const __grid_constant__ test_args a
             id_s = umma_idesc(128, N, OPERAND_F16, OPERAND_BF16, OPERAND_F32, false, false);
         if (wrong == NEGATED)
             id_s |= 1u << 13;
+        if (wrong == D_OF_F16)
+            id_s &= ~(3u << 4);
         if (wrong == TRANSPOSED_A_IN_TMEM)
             id_o |= 1u << 15;
         u64 a = umma_desc(base + A, 16, 1024, 128), b = umma_desc(base + B, 16, 1024, 128);
@@ -178,6 +182,8 @@ __global__ void __launch_bounds__(160) chain(const __grid_constant__ test_args a
                 u32 from = p + 8 * k;
                 if (wrong == A_OVERLAPS_D)
                     from = o + 8 * k;
+                if (wrong == A_LANE)
+                    from += 32u << 16;
                 tcgen05_mma_ts<1, KIND_F16>(o, from, v + 128 * k, id_o, k > 0);
             }
             if (wrong != NEVER_COMMITTED)
@@ -318,6 +324,8 @@ void test_tensor_memory(void)
         {M_ILLEGAL, "M 96", ALWAYS, "M: got 96"},
         {TYPES_MIXED, "f16 by bf16", ALWAYS, "types of A and B: got 0 and 1"},
         {NEGATED, "negated A", ALWAYS, "want 0"},
+        {D_OF_F16, "D of f16", ALWAYS, "D's type: got 0"},
+        {A_LANE, "A at other lanes than D", ALWAYS, "lane of A: got 32"},
         {TRANSPOSED_A_IN_TMEM, "A in tensor memory, MN-major", ALWAYS, "want K-major"},
         {ACCUMULATE_ON_NOTHING, "accumulates on nothing", ALWAYS, "was never written"},
         {D_BEYOND, "columns beyond 512", ALWAYS, "tensor memory has columns 0 to 511"},

@@ -6,6 +6,7 @@
 
 #include "ptx/barrier.cuh"
 #include "ptx/cluster.cuh"
+#include "ptx/convert.cuh"
 #include "ptx/cp_async.cuh"
 #include "ptx/launch.cuh"
 #include "ptx/mbarrier.cuh"
@@ -338,6 +339,46 @@ static bool check_tasks(const struct test_args *a)
     return a->out[40] == sum && a->out[41] == (0xF0000000u | 36 << 8 | 63) && a->out[42] == bits;
 }
 
+/* ------------------------------------------------------------------ arithmetic */
+
+static __device__ float operand(u32 i)
+{
+    return (float)((int)(i * 37 % 64) - 32) / 8;
+}
+
+/* Pairs of floats and maxima of three: results that f32 holds exactly. */
+__global__ void floats(const __grid_constant__ test_args args)
+{
+    float x = operand(threadIdx.x), y = operand(threadIdx.x + 32), z = operand(threadIdx.x + 64),
+          r[8];
+    u64 a = pack_f32x2(x, y), b = pack_f32x2(y, z), c = pack_f32x2(z, x);
+    unpack_f32x2(&r[0], &r[1], add_rn_f32x2(a, b));
+    unpack_f32x2(&r[2], &r[3], mul_rn_f32x2(a, b));
+    unpack_f32x2(&r[4], &r[5], fma_rn_f32x2(a, b, c));
+    r[6] = max3_f32(x, y, z);
+    r[7] = max3_f32(x, __uint_as_float(0x7FC00000), z); /* a NaN counts for nothing */
+    for (u32 i = 0; i < 8; i++)
+        args.out[8 * threadIdx.x + i] = __float_as_uint(r[i]);
+}
+
+static bool check_floats(const struct test_args *a)
+{
+    for (u32 t = 0; t < 32; t++) {
+        float x = operand(t), y = operand(t + 32), z = operand(t + 64);
+        float want[8] = {x + y,
+                         y + z,
+                         x * y,
+                         y * z,
+                         x * y + z,
+                         y * z + x,
+                         x > y ? x > z ? x : z : y > z ? y : z,
+                         x > z ? x : z};
+        if (memcmp(a->out + 8 * t, want, sizeof want) != 0)
+            return false;
+    }
+    return true;
+}
+
 void test_threads(void)
 {
     struct test_args args = {};
@@ -357,4 +398,6 @@ void test_threads(void)
     test_right("registers", &one, &args, check_registers);
     one = {mla_kernel_address(tasks), 1, 1, 64, 100};
     test_right("tasks of a counter", &one, &args, check_tasks);
+    one = {mla_kernel_address(floats), 1, 1, 32, 100};
+    test_right("pairs of floats", &one, &args, check_floats);
 }

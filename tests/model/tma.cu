@@ -30,7 +30,10 @@ enum {
     OUTSIDE,
     BULK_ODD_BYTES,
     OVER_UNREAD,
-    BARRIER_UNINITIALISED
+    BARRIER_UNINITIALISED,
+    COLUMN_ODD,
+    STORE_NEGATIVE,
+    MASK_OUTSIDE
 };
 
 static const u32 TILE = 1024;
@@ -60,6 +63,10 @@ __global__ void __launch_bounds__(128) through(const __grid_constant__ test_args
             tma_load_3d(dst, &args.map, base, args.p[1], args.p[2], 0);
         else if (wrong == NOT_A_MAP)
             tma_load_2d(dst, (const mla_tensor_map *)args.in, base, args.p[1], args.p[2]);
+        else if (wrong == COLUMN_ODD)
+            tma_load_2d(dst, &args.map, base, 4, args.p[2]);
+        else if (wrong == MASK_OUTSIDE)
+            tma_load_2d_multicast(dst, &args.map, base, args.p[1], args.p[2], 3);
         else if (wrong == BULK_ODD_BYTES)
             bulk_load(dst, args.in, 24, base);
         else
@@ -77,6 +84,8 @@ __global__ void __launch_bounds__(128) through(const __grid_constant__ test_args
         fence_proxy_async();
     __syncthreads();
     if (threadIdx.x == 0) {
+        if (wrong == STORE_NEGATIVE)
+            tma_store_2d(&args.map, base + 32768, 0, -1);
         bulk_store(args.out + 16384, base + 32768, bytes);
         tma_store_commit();
         if (wrong != EXITS_STORING && wrong != SOURCE_OVERWRITTEN)
@@ -230,6 +239,9 @@ void test_tma(void)
         {BULK_ODD_BYTES, "tma: bulk copy of 24 bytes", ALWAYS, "want multiples of 16"},
         {OVER_UNREAD, "tma: two loads to one place", LATE, "still under way"},
         {BARRIER_UNINITIALISED, "tma: no mbarrier.init", ALWAYS, "mbarrier"},
+        {COLUMN_ODD, "tma: a box from 8 bytes on", ALWAYS, "want a multiple of 16 bytes"},
+        {STORE_NEGATIVE, "tma: stores from row -1 on", ALWAYS, "got -1, want at least 0"},
+        {MASK_OUTSIDE, "tma: multicast to a CTA that is not there", ALWAYS, "has no CTA 1"},
     };
     struct test_args args;
     memset(&args, 0, sizeof args);
