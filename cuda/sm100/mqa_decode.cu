@@ -74,17 +74,23 @@
 #include "ptx/warp.cuh"
 #include "ring.cuh"
 
-static const int THREADS = MLA_DECODE_THREADS;
-static const int SOFTMAX_WARPS = 4; /* warps 0 to 3: lanes of TMEM by warp % 4 */
-static const int LOADER_WARP = SOFTMAX_WARPS, LOADER_WARPS = LOADERS / 32;
-static const int SCORE_WARP = LOADER_WARP + LOADER_WARPS;
-static const int OUT_WARP = SCORE_WARP + 1;
-static const int TMA_WARP = OUT_WARP + 1;
-/* One warp more makes whole warpgroups, which is what registers are handed out to. */
-static_assert(32 * (TMA_WARP + 2) == THREADS, "roles make up the block");
-/* Registers a thread: warps with arithmetic, others. */
-static const int MANY = 152, FEW = 56;
-static_assert(128 * (3 * MANY + FEW) == 65536, "registers of an SM");
+static const int TEAM_WARPS = 4; /* a warpgroup reaches all lanes of TMEM: warp % 4 */
+static const int LOADER_WARPS = LOADERS / 32;
+
+/* Warps of a block, and registers a thread. 64 rows are too many for one warpgroup's softmax: two
+ * take half of them each. */
+template <int ROWS> struct crew {
+    static const int teams = ROWS == 64 ? 2 : 1, team_rows = ROWS / teams;
+    static const int loader_warp = TEAM_WARPS * teams, score_warp = loader_warp + LOADER_WARPS;
+    static const int out_warp = score_warp + 1, tma_warp = out_warp + 1;
+    /* One warp more makes whole warpgroups, which is what registers are handed out to. */
+    static const int threads = 32 * (tma_warp + 2);
+    static const int at_launch = 65536 / threads / 8 * 8;
+    static const int softmax = ROWS == 64 ? 80 : 152, loader = ROWS == 64 ? 136 : 152,
+                     other = ROWS == 64 ? 48 : 56;
+    static_assert(128 * (teams * softmax + 2 * loader + other) == threads * at_launch,
+                  "registers of a block");
+};
 static const int PAIR_BYTES = 2 * BAND_BYTES;
 static const int TILE_PAIRS = LATENT_BANDS / 2;
 static const int DIM_GROUPS = MLA_MQA_LATENT / 128; /* accumulators, 128 columns of out each */
@@ -98,7 +104,7 @@ template <int ROWS> struct tile {
     static const int p_at = q_at + MOST_BANDS * q_band;
     static const int p_bytes = KEYS * ROWS * 2;
     static const int exchange_at = p_at + p_bytes; /* [2][warp][row] floats */
-    static const int exchange_half = SOFTMAX_WARPS * ROWS * 4;
+    static const int exchange_half = TEAM_WARPS * ROWS * 4;
     static const int factors_at = exchange_at + 2 * exchange_half; /* [warp][row] floats */
     static const int bases_at = factors_at + exchange_half;        /* [warp][row] floats */
     static const int limits_at = bases_at + exchange_half;         /* [row] ints */
@@ -134,7 +140,7 @@ __device__ __forceinline__ void load_q(const struct mla_decode_args &g, const st
     typedef tile<ROWS> S;
     const struct mla_mqa_args &a = g.a;
     int units = g.bands * 8;
-    for (int i = threadIdx.x; i < ROWS * units; i += THREADS) {
+    for (int i = threadIdx.x; i < ROWS * units; i += crew<ROWS>::threads) {
         int row = i / units, unit = i % units;
         u32 to = smem + S::q_at + unit / 8 * S::q_band + row * 128 + ((unit % 8 ^ row % 8) << 4);
         st_shared(to, fetch_unit(query_row(a, w, row) + 16 * unit, row < w.rows));
@@ -146,14 +152,15 @@ __device__ __forceinline__ void load_q(const struct mla_decode_args &g, const st
     }
 }
 
-template <class S> __device__ __forceinline__ void init_barriers(u32 smem)
+template <int ROWS> __device__ __forceinline__ void init_barriers(u32 smem)
 {
+    typedef tile<ROWS> S;
     for (int i = 0; i < S::bars; i++) {
         int count = 1; /* commits */
         if (i < S::empty || (i >= S::rope_full && i < S::rope_empty))
             count = LOADER_WARPS;
         if ((i >= S::s_free && i < S::p_full) || i == S::p_full)
-            count = SOFTMAX_WARPS * 32;
+            count = crew<ROWS>::teams * TEAM_WARPS * 32;
         mbarrier_init(bar_of<S>(smem, i), count);
     }
     fence_mbarrier_init();
@@ -241,7 +248,7 @@ __device__ __forceinline__ void load_tiles(const struct mla_decode_args &g, cons
                                            u32 smem, const struct span &s, int first)
 {
     typedef tile<ROWS> S;
-    int thread = threadIdx.x - LOADER_WARP * 32, part = thread % 4;
+    int thread = threadIdx.x - crew<ROWS>::loader_warp * 32, part = thread % 4;
     struct stream k;
     start_stream(g.a, w, first, 1, s.last, thread / 4, &k);
     ring<S::pairs> pair;
@@ -445,24 +452,26 @@ __device__ __forceinline__ float follow(float most, float *top, float *base)
     return factor;
 }
 
-/* O (all columns of this warp's lanes) times the factor of each row. */
-template <int ROWS> __device__ __forceinline__ void rescale_out(u32 tmem_lanes, u32 from)
+/* O (this warp's lanes, its team's rows) times the factor of each row. */
+template <int ROWS> __device__ __forceinline__ void rescale_out(u32 tmem_lanes, int row0, u32 from)
 {
 #pragma unroll 1
-    for (int c = 0; c < DIM_GROUPS * ROWS; c += 16) {
-        u32 x[16];
-        tcgen05_ld_32x32b(x, tmem_lanes + c);
-        tcgen05_wait_ld(x);
+    for (int d = 0; d < DIM_GROUPS; d++)
+#pragma unroll 1
+        for (int row = row0; row < row0 + crew<ROWS>::team_rows; row += 16) {
+            u32 x[16], at = tmem_lanes + d * ROWS + row;
+            tcgen05_ld_32x32b(x, at);
+            tcgen05_wait_ld(x);
 #pragma unroll
-        for (int i = 0; i < 16; i += 4) {
-            float4 f = ld_shared<float4>(from + (c % ROWS + i) * 4);
-            x[i] = __float_as_uint(__uint_as_float(x[i]) * f.x);
-            x[i + 1] = __float_as_uint(__uint_as_float(x[i + 1]) * f.y);
-            x[i + 2] = __float_as_uint(__uint_as_float(x[i + 2]) * f.z);
-            x[i + 3] = __float_as_uint(__uint_as_float(x[i + 3]) * f.w);
+            for (int i = 0; i < 16; i += 4) {
+                float4 f = ld_shared<float4>(from + (row + i) * 4);
+                x[i] = __float_as_uint(__uint_as_float(x[i]) * f.x);
+                x[i + 1] = __float_as_uint(__uint_as_float(x[i + 1]) * f.y);
+                x[i + 2] = __float_as_uint(__uint_as_float(x[i + 2]) * f.z);
+                x[i + 3] = __float_as_uint(__uint_as_float(x[i + 3]) * f.w);
+            }
+            tcgen05_st_32x32b(at, x);
         }
-        tcgen05_st_32x32b(tmem_lanes + c, x);
-    }
     if (MLA_MUTANT != 18)
         tcgen05_wait_st();
 }
@@ -470,18 +479,20 @@ template <int ROWS> __device__ __forceinline__ void rescale_out(u32 tmem_lanes, 
 template <int ROWS>
 __device__ __forceinline__ void softmax_role(const struct mla_decode_args &g, const struct work &w,
                                              u32 smem, u32 tmem, const struct span &s,
-                                             struct running<ROWS> *run)
+                                             struct running<crew<ROWS>::team_rows> *run)
 {
     typedef tile<ROWS> S;
-    const int groups = running<ROWS>::groups;
+    const int TEAM_ROWS = crew<ROWS>::team_rows, groups = TEAM_ROWS / 8;
     const struct mla_mqa_args &a = g.a;
-    int warp = threadIdx.x / 32, lane = threadIdx.x % 32, key = lane / 4, rows_at = 2 * (lane % 4);
+    int team = threadIdx.x / 128, row0 = team * TEAM_ROWS;
+    int warp = threadIdx.x / 32 % TEAM_WARPS, lane = threadIdx.x % 32, key = lane / 4,
+        rows_at = 2 * (lane % 4);
     bool is_bf16 = g.is_bf16;
     u32 lanes = (u32)(MLA_MUTANT == 17 ? warp ^ 1 : warp) * 32 << 16;
     u32 factors = smem + S::factors_at + warp * ROWS * 4;
     u32 bases = smem + S::bases_at + warp * ROWS * 4;
-    int own =
-        8 * (key % groups) + rows_at; /* rows whose largest score this lane follows, and + 1 */
+    /* Rows whose largest score this lane follows: own, own + 1. */
+    int own = row0 + 8 * (key % groups) + rows_at;
     int least = min(w.seq_len, causal_end(a, w, w.token0));
     struct stream k;
     start_stream(a, w, s.first, 1, s.last, 16 * warp + lane % 16, &k);
@@ -493,8 +504,8 @@ __device__ __forceinline__ void softmax_role(const struct mla_decode_args &g, co
         mbarrier_wait(bar_of<S>(smem, S::s_full + buffer.stage), buffer.phase);
         if (MLA_MUTANT != 16)
             tcgen05_fence_after();
-        u32 x[ROWS / 2];
-        tcgen05_ld_16x256b(x, tmem + lanes + S::s_column + buffer.stage * ROWS);
+        u32 x[TEAM_ROWS / 2];
+        tcgen05_ld_16x256b(x, tmem + lanes + S::s_column + buffer.stage * ROWS + row0);
         if (MLA_MUTANT == 6)
             mbarrier_arrive(bar_of<S>(smem, S::s_free + buffer.stage));
         tcgen05_wait_ld(x);
@@ -511,7 +522,7 @@ __device__ __forceinline__ void softmax_role(const struct mla_decode_args &g, co
 #pragma unroll
             for (int e = 0; e < 2; e++) {
                 uint32_t bits = visible;
-                int row = 8 * j + rows_at + e;
+                int row = row0 + 8 * j + rows_at + e;
                 if (differ)
                     bits &= row_sees(a, w, row, ld_shared<int>(smem + S::limits_at + 4 * row),
                                      t * KEYS + 16 * warp);
@@ -523,14 +534,14 @@ __device__ __forceinline__ void softmax_role(const struct mla_decode_args &g, co
                 x[4 * j + 2 + e] = __float_as_uint(high);
                 best[j][e] = fmaxf(low, high);
             }
-        float2 most = largest_of_rows<ROWS>(best, key);
+        float2 most = largest_of_rows<TEAM_ROWS>(best, key);
         if (key < groups)
             st_shared(exchange + (warp * ROWS + own) * 4, most);
-        bar_sync(1, SOFTMAX_WARPS * 32);
+        bar_sync(1 + team, TEAM_WARPS * 32);
 
         /* Every warp follows the same base of each row, so that P needs no other factor. */
 #pragma unroll
-        for (int v = 0; v < SOFTMAX_WARPS; v++) {
+        for (int v = 0; v < TEAM_WARPS; v++) {
             float2 of = ld_shared<float2>(exchange + (v * ROWS + own) * 4);
             most = make_float2(fmaxf(most.x, of.x), fmaxf(most.y, of.y));
         }
@@ -548,7 +559,7 @@ __device__ __forceinline__ void softmax_role(const struct mla_decode_args &g, co
         if (moved && MLA_MUTANT != 12) {
 #pragma unroll
             for (int j = 0; j < groups; j++) {
-                float2 f = ld_shared<float2>(factors + (8 * j + rows_at) * 4);
+                float2 f = ld_shared<float2>(factors + (row0 + 8 * j + rows_at) * 4);
                 run->sum[j][0] *= f.x;
                 run->sum[j][1] *= f.y;
             }
@@ -556,7 +567,7 @@ __device__ __forceinline__ void softmax_role(const struct mla_decode_args &g, co
         u32 weights[2 * groups];
 #pragma unroll
         for (int j = 0; j < groups; j++) {
-            float2 base = ld_shared<float2>(bases + (8 * j + rows_at) * 4);
+            float2 base = ld_shared<float2>(bases + (row0 + 8 * j + rows_at) * 4);
 #pragma unroll
             for (int h = 0; h < 2; h++) {
                 float p0 = ex2_approx_ftz(__uint_as_float(x[4 * j + 2 * h]) - base.x);
@@ -570,16 +581,17 @@ __device__ __forceinline__ void softmax_role(const struct mla_decode_args &g, co
             mbarrier_wait(bar_of<S>(smem, S::out_done),
                           (t - s.first - (MLA_MUTANT == 8 ? 0 : 1)) & 1);
             tcgen05_fence_after();
-            if (moved && MLA_MUTANT != 7) /* the same in all four warps */
-                rescale_out<ROWS>(tmem + lanes, factors);
+            if (moved && MLA_MUTANT != 7) /* the same in all the team's warps */
+                rescale_out<ROWS>(tmem + lanes, row0, factors);
         }
         /* P^T [key][row], rows of 2 · ROWS bytes: pairs of rows are neighbours. */
 #pragma unroll
         for (int j = 0; j < groups; j++)
 #pragma unroll
             for (int h = 0; h < 2; h++) {
-                u32 at = smem + S::p_at + (16 * warp + 8 * h + key) * S::p_swizzle + 16 * j;
-                at ^= (at >> 7 & (groups - 1)) << 4;
+                u32 at =
+                    smem + S::p_at + (16 * warp + 8 * h + key) * S::p_swizzle + 2 * row0 + 16 * j;
+                at ^= (at >> 7 & (ROWS / 8 - 1)) << 4;
                 st_shared(at + 2 * rows_at, weights[2 * j + h]);
             }
         tcgen05_fence_before();
@@ -596,11 +608,13 @@ __device__ __forceinline__ void softmax_role(const struct mla_decode_args &g, co
 template <int ROWS>
 __device__ __forceinline__ void store_rows(const struct mla_decode_args &g, const struct work &w,
                                            u32 smem, u32 tmem, int tiles,
-                                           const struct running<ROWS> &run)
+                                           const struct running<crew<ROWS>::team_rows> &run)
 {
     typedef tile<ROWS> S;
+    const int TEAM_ROWS = crew<ROWS>::team_rows, groups = TEAM_ROWS / 8;
     const struct mla_mqa_args &a = g.a;
-    int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+    int team = threadIdx.x / 128, row0 = team * TEAM_ROWS;
+    int warp = threadIdx.x / 32 % TEAM_WARPS, lane = threadIdx.x % 32;
     /* One half for the sums; the other, whose maxima have been read, for places of rows. */
     u32 sums = smem + S::exchange_at + (tiles & 1) * S::exchange_half;
     u32 places = smem + S::exchange_at + (~tiles & 1) * S::exchange_half;
@@ -609,11 +623,12 @@ __device__ __forceinline__ void store_rows(const struct mla_decode_args &g, cons
         mbarrier_wait(bar_of<S>(smem, S::out_done), (tiles - 1) & 1);
         tcgen05_fence_after();
     }
+    bar_sync(1 + team, TEAM_WARPS * 32); /* the last tile's factors have been read */
 #pragma unroll
-    for (int j = 0; j < running<ROWS>::groups; j++)
+    for (int j = 0; j < groups; j++)
 #pragma unroll
         for (int e = 0; e < 2; e++) {
-            int row = 8 * j + 2 * (lane % 4) + e;
+            int row = row0 + 8 * j + 2 * (lane % 4) + e;
             float sum = run.sum[j][e];
             sum += __shfl_xor_sync(0xFFFFFFFFu, sum, 4);
             sum += __shfl_xor_sync(0xFFFFFFFFu, sum, 8);
@@ -621,15 +636,15 @@ __device__ __forceinline__ void store_rows(const struct mla_decode_args &g, cons
             if (lane < 4)
                 st_shared(sums + (warp * ROWS + row) * 4, sum);
         }
-    if (warp == 0 && lane / 4 < running<ROWS>::groups) {
-        st_shared(tops + 8 * lane, run.top);
-        st_shared(bases + 8 * lane, run.base);
+    if (warp == 0 && lane / 4 < groups) { /* rows 2 · lane of the team, and + 1 */
+        st_shared(tops + 4 * (row0 + 2 * lane), run.top);
+        st_shared(bases + 4 * (row0 + 2 * lane), run.base);
     }
-    bar_sync(1, SOFTMAX_WARPS * 32);
-    if (threadIdx.x < ROWS) {
-        int row = threadIdx.x;
+    bar_sync(1 + team, TEAM_WARPS * 32);
+    if (threadIdx.x % 128 < TEAM_ROWS) {
+        int row = row0 + threadIdx.x % 128;
         float sum = 0;
-        for (int v = 0; v < SOFTMAX_WARPS; v++)
+        for (int v = 0; v < TEAM_WARPS; v++)
             sum += ld_shared<float>(sums + (v * ROWS + row) * 4);
         int64_t to;
         float factor = finish(a, w, row, ld_shared<float>(bases + 4 * row),
@@ -637,20 +652,21 @@ __device__ __forceinline__ void store_rows(const struct mla_decode_args &g, cons
         st_shared(factors + 4 * row, factor);
         st_shared(places + 8 * row, to);
     }
-    bar_sync(1, SOFTMAX_WARPS * 32);
+    bar_sync(1 + team, TEAM_WARPS * 32);
     bool split = w.r.splits > 1;
 #pragma unroll 1
-    for (int c = 0; c < DIM_GROUPS * ROWS; c += 16) {
+    for (int c = 0; c < DIM_GROUPS * TEAM_ROWS; c += 16) {
         u32 x[16];
+        int band = c / TEAM_ROWS, row = row0 + c % TEAM_ROWS;
         if (tiles) {
-            tcgen05_ld_32x32b(x, tmem + ((u32)warp * 32 << 16) + c);
+            tcgen05_ld_32x32b(x, tmem + ((u32)warp * 32 << 16) + band * ROWS + row);
             tcgen05_wait_ld(x);
         }
-        int column = c / ROWS * 128 + 32 * warp + lane;
+        int column = band * 128 + 32 * warp + lane;
 #pragma unroll
         for (int i = 0; i < 16; i++) {
-            int64_t to = ld_shared<int64_t>(places + 8 * (c % ROWS + i)) + column;
-            float factor = ld_shared<float>(factors + 4 * (c % ROWS + i));
+            int64_t to = ld_shared<int64_t>(places + 8 * (row + i)) + column;
+            float factor = ld_shared<float>(factors + 4 * (row + i));
             if (to < column)
                 continue;
             float v = tiles && factor != 0 ? __uint_as_float(x[i]) * factor : 0;
@@ -669,10 +685,11 @@ __device__ __forceinline__ void store_rows(const struct mla_decode_args &g, cons
 /* --------------------------------------------------------------------- kernel */
 
 template <int ROWS>
-__global__ void __launch_bounds__(THREADS, 1)
+__global__ void __launch_bounds__(crew<ROWS>::threads, 1)
     mqa_decode_kernel(const __grid_constant__ struct mla_decode_args g)
 {
     typedef tile<ROWS> S;
+    typedef crew<ROWS> C;
     u32 smem = dynamic_smem();
     int warp = warp_index();
     struct work w;
@@ -680,9 +697,9 @@ __global__ void __launch_bounds__(THREADS, 1)
     struct span s = span_of<KEYS>(w);
     int tiles = s.last - s.first;
     int whole = end_of_boxes<KEYS>(g, w, s);
-    if (warp == SCORE_WARP && elect_one())
-        init_barriers<S>(smem);
-    if (warp == OUT_WARP) {
+    if (warp == C::score_warp && elect_one())
+        init_barriers<ROWS>(smem);
+    if (warp == C::out_warp) {
         tcgen05_alloc<1>(smem + S::tmem_at, S::columns);
         tcgen05_relinquish<1>();
     }
@@ -694,32 +711,35 @@ __global__ void __launch_bounds__(THREADS, 1)
     u32 tmem = ld_shared<u32>(smem + S::tmem_at);
     operand_type type = g.is_bf16 ? OPERAND_BF16 : OPERAND_F16;
 
-    if (warp < SOFTMAX_WARPS) {
+    if (warp < C::loader_warp) {
         MLA_ROLE("softmax");
-        setmaxnreg_inc<MANY>();
-        struct running<ROWS> run;
+        if constexpr (C::softmax > C::at_launch)
+            setmaxnreg_inc<C::softmax>();
+        else
+            setmaxnreg_dec<C::softmax>();
+        struct running<C::team_rows> run;
 #pragma unroll
-        for (int j = 0; j < running<ROWS>::groups; j++)
+        for (int j = 0; j < C::team_rows / 8; j++)
             run.sum[j][0] = run.sum[j][1] = 0;
         run.top = run.base = make_float2(-INFINITY, -INFINITY);
         softmax_role<ROWS>(g, w, smem, tmem, s, &run);
         store_rows<ROWS>(g, w, smem, tmem, tiles, run);
-    } else if (warp < LOADER_WARP + LOADER_WARPS) {
+    } else if (warp < C::score_warp) {
         MLA_ROLE("loader");
-        setmaxnreg_inc<MANY>();
+        setmaxnreg_inc<C::loader>();
         if (whole < s.last)
             loader_role<ROWS>(g, w, smem, s, whole);
     } else {
-        setmaxnreg_dec<FEW>();
-        if (warp == SCORE_WARP) {
+        setmaxnreg_dec<C::other>();
+        if (warp == C::score_warp) {
             MLA_ROLE("scores");
             if (elect_one())
                 score_role<ROWS>(g, smem, tmem, type, tiles);
-        } else if (warp == OUT_WARP) {
+        } else if (warp == C::out_warp) {
             MLA_ROLE("output");
             if (elect_one())
                 out_role<ROWS>(smem, tmem, type, tiles);
-        } else if (warp == TMA_WARP) {
+        } else if (warp == C::tma_warp) {
             MLA_ROLE("tma");
             tma_role<ROWS>(g, w, smem, s.first, whole);
             /* The stages of its last tiles were free once: loaders can tell phases by parity. */
@@ -730,13 +750,13 @@ __global__ void __launch_bounds__(THREADS, 1)
     tcgen05_fence_before();
     __syncthreads();
     tcgen05_fence_after();
-    if (warp == OUT_WARP && MLA_MUTANT != 15)
+    if (warp == C::out_warp && MLA_MUTANT != 15)
         tcgen05_dealloc<1>(tmem, S::columns);
 }
 
 extern "C" struct mla_mqa_tile mla_mqa_decode_tile(int rows)
 {
-    struct mla_mqa_tile t = {NULL, 0, THREADS, 1};
+    struct mla_mqa_tile t = {NULL, 0, crew<16>::threads, 1};
     if (rows == 16) {
         t.function = mla_kernel_address(mqa_decode_kernel<16>);
         t.shared_bytes = tile<16>::shared_bytes;
@@ -746,6 +766,7 @@ extern "C" struct mla_mqa_tile mla_mqa_decode_tile(int rows)
     } else if (rows == 64) {
         t.function = mla_kernel_address(mqa_decode_kernel<64>);
         t.shared_bytes = tile<64>::shared_bytes;
+        t.threads = crew<64>::threads;
     }
     return t;
 }
