@@ -29,8 +29,7 @@
  *   warps 14, 15  -     they make the fourth warpgroup whole
  *
  * Shared memory, bytes     pair            64 rows         32 rows
- *   stages                10  163840       5  163840       6  196608    64 keys x 128 columns in
- *                                                                       a pair, 64 x 256 else
+ *   stages of 32 KB        5  163840       5  163840       6  196608    64 keys x 256 columns
  *   rope, 2 tiles of 8 KB      16384           16384           16384
  *   bands of Q             3   24576       2   16384       0            that TMEM has no room for
  *   P, output chunks           16384           16384           16384
@@ -144,9 +143,8 @@ template <class S, class T> struct mma_state {
 #pragma unroll
                     for (int u = 0; u < 8; u++) {
                         u32 to = tmem + S::q_at + (first + b) * (BAND / 2) + 4 * u;
-                        u64 from =
-                            umma_desc(smem + st.stage * S::stage_bytes + b * S::q_band + 16 * u, 16,
-                                      1024, 128);
+                        u64 from = umma_desc(smem + st.stage * STAGE_BYTES + b * S::q_band + 16 * u,
+                                             16, 1024, 128);
                         if (S::M == 64)
                             tcgen05_cp_64x128b_02_13<S::G>(to, from);
                         else
@@ -188,18 +186,16 @@ template <class S, class T> struct mma_state {
         s_phase ^= 1;
         tcgen05_fence_after();
 #pragma unroll
-        for (int h = 0; h < S::k_stages; h++) {
+        for (int h = 0; h < 2; h++) {
             if (MLA_MUTANT != 1 || h == 0)
                 warp_wait(bar(S::full + st.stage), st.phase);
 #pragma unroll
-            for (int t = 0; t < S::stage_tiles; t++) {
-                int band = S::stage_tiles * h + t;
-                wait_q_smem(band, first);
+            for (int t = 0; t < STAGE_TILES; t++) {
+                wait_q_smem(STAGE_TILES * h + t, first);
                 if (leader)
-                    score_band(band, smem + st.stage * S::stage_bytes + t * TILE_BYTES);
+                    score_band(STAGE_TILES * h + t, smem + st.stage * STAGE_BYTES + t * TILE_BYTES);
             }
-            if (S::G == 1)
-                now[h] = st.stage;
+            now[h] = st.stage;
             if (leader && (S::G == 2 || MLA_MUTANT == 10))
                 commit<S>(bar(S::free + (st.stage + (MLA_MUTANT == 6)) % S::stages));
             st.next();
@@ -227,34 +223,30 @@ template <class S, class T> struct mma_state {
         warp_wait(bar(S::p_full), p_phase);
         p_phase ^= 1;
         tcgen05_fence_after();
-        u32 p = smem + S::p_at;
-        if constexpr (S::G == 2) { /* half h of the keys; each CTA holds 128 of 256 columns */
 #pragma unroll
-            for (int i = 0; i < 2 * S::v_parts; i++) {
-                int h = i / S::v_parts, part = i % S::v_parts;
-                warp_wait(bar(S::full + st.stage), st.phase);
-                if (leader) {
-#pragma unroll
-                    for (int k = 0; k < CTA_KEYS / 16; k++)
-                        mma_ss<S>(tmem + S::o_at + half * part, k_major(p + h * S::M * 128, k),
-                                  mn_major(smem + st.stage * S::stage_bytes, k), idesc_o,
-                                  !first || h + k > 0);
-                    commit<S>(bar(S::free + st.stage));
-                }
+        for (int h = 0; h < 2; h++) {
+            u32 stage = held[h];
+            if (S::G == 2) { /* h: half of the keys; each CTA holds 128 of 256 columns */
+                stage = st.stage;
+                warp_wait(bar(S::full + stage), st.phase);
                 st.next();
             }
-        } else {
+            if (leader) {
+                u32 from = smem + stage * STAGE_BYTES, p = smem + S::p_at;
 #pragma unroll
-            for (int h = 0; h < 2; h++) { /* half of the columns */
-                if (!leader)
-                    continue;
-#pragma unroll
-                for (int k = 0; k < CTA_KEYS / 16; k++)
-                    mma_ss<S>(tmem + S::o_at + half * h, k_major(p, k),
-                              mn_major(smem + held[h] * S::stage_bytes, k), idesc_o,
-                              !first || k > 0);
-                if (MLA_MUTANT != 10)
-                    commit<S>(bar(S::free + held[h]));
+                for (int k = 0; k < CTA_KEYS / 16; k++) {
+                    if (S::G == 2) {
+                        for (int j = 0; j < 2; j++)
+                            mma_ss<S>(tmem + S::o_at + half * j, k_major(p + h * S::M * 128, k),
+                                      mn_major(from + 2 * j * TILE_BYTES, k), idesc_o,
+                                      !first || h + k > 0);
+                    } else { /* h: half of the columns */
+                        mma_ss<S>(tmem + S::o_at + half * h, k_major(p, k), mn_major(from, k),
+                                  idesc_o, !first || k > 0);
+                    }
+                }
+                if (S::G == 2 || MLA_MUTANT != 10)
+                    commit<S>(bar(S::free + stage));
             }
         }
         if (leader)

@@ -21,9 +21,11 @@ static const int LATENT = MLA_MQA_LATENT;
 static const int BAND = 64;                   /* columns of d, 128 bytes, a tile's row */
 static const int CTA_KEYS = 64;               /* key rows of a tile */
 static const int TILE_BYTES = CTA_KEYS * 128; /* 64 keys x 64 columns */
-static const int GROUPS = CTA_KEYS / 4;       /* gather4s a tile */
-static const int ENTRIES = 4;                 /* blocks of coordinates under way */
-static const int OUT_BYTES = 16384;           /* P; a chunk of the output */
+static const int STAGE_TILES = 4;             /* 64 keys x 256 columns */
+static const int STAGE_BYTES = STAGE_TILES * TILE_BYTES;
+static const int GROUPS = CTA_KEYS / 4; /* gather4s a tile */
+static const int ENTRIES = 4;           /* blocks of coordinates under way */
+static const int OUT_BYTES = 16384;     /* P; a chunk of the output */
 static const int MOST_SHARED = 232448;
 
 /* Warps. */
@@ -39,12 +41,7 @@ template <int G_, int M_, int ROPE_, bool GROUP_ = false> struct geometry {
     static const int keys = CTA_KEYS * G; /* of a block */
     static const int banks = 128 / M;     /* parts of a row of S and O, in lanes M apart */
     static const int bands = (LATENT + ROPE) / BAND;
-    /* A stage: 64 keys x 128 columns, so that little waits for the last byte; one CTA, whose
-     * products take 256 columns: 64 x 256. */
-    static const int stage_tiles = G == 2 ? 2 : 4, stage_bytes = stage_tiles * TILE_BYTES;
-    static const int stages = G == 2 ? 10 : M == 32 ? 6 : 5;
-    static const int k_stages = LATENT / BAND / stage_tiles; /* of a block */
-    static const int v_parts = 256 / BAND / stage_tiles; /* stages of half of the keys (pairs) */
+    static const int stages = M == 32 ? 6 : 5;
     static const int ropes = ROPE ? 2 : 0;
 
     /* tensor memory, columns */
@@ -58,9 +55,9 @@ template <int G_, int M_, int ROPE_, bool GROUP_ = false> struct geometry {
 
     /* shared memory, bytes */
     static const int q_band = M * 128;
-    static const int q_stage_bands = stage_bytes / q_band; /* bands of Q that pass by a stage */
+    static const int q_stage_bands = STAGE_BYTES / q_band; /* bands of Q that pass by a stage */
     static const int q_stages = (q_tmem + q_stage_bands - 1) / q_stage_bands;
-    static const int rope_at = stages * stage_bytes;
+    static const int rope_at = stages * STAGE_BYTES;
     static const int q_smem_at = rope_at + ropes * TILE_BYTES;
     static const int p_at = q_smem_at + q_smem * q_band;
     static const int entries_at = p_at + OUT_BYTES;

@@ -247,7 +247,7 @@ __device__ __forceinline__ void index_role(const struct mla_sparse_args &g, u32 
 
 /* ------------------------------------------------------------------ gather */
 
-/* This warp's eighth of a stage: 8 keys of those from first_key of the entry on. */
+/* This warp's eighth of a stage: 8 keys from first_key of the entry on, 256 columns. */
 template <class S>
 __device__ __forceinline__ void gather_stage(const struct mla_sparse_args &g, u32 to, u32 bar,
                                              u32 entry, int first_key, int column, int warp)
@@ -257,7 +257,7 @@ __device__ __forceinline__ void gather_stage(const struct mla_sparse_args &g, u3
         int group = warp * (GROUPS / GATHER_WARPS) + i;
         int4 r = ld_shared<int4>(entry + 4 * (first_key + 4 * group));
 #pragma unroll
-        for (int t = 0; t < S::stage_tiles; t++) {
+        for (int t = 0; t < STAGE_TILES; t++) {
             u32 dst = to + t * TILE_BYTES + group * 512;
             int c = column + t * BAND;
             if (S::G == 2)
@@ -306,16 +306,12 @@ __device__ __forceinline__ void gather_role(const struct mla_sparse_args &g, u32
             mbarrier_arrive_expect_tx(bar_of<S>(smem, S::full + st.stage), S::G * bytes - lost);
     };
     auto load_v = [&](u32 entry) {
-        for (int i = 0; i < 2 * S::v_parts; i++) {
-            int h = i / S::v_parts, part = i % S::v_parts;
-            take_stage(S::stage_bytes);
+        for (int h = 0; h < 2; h++) {
+            take_stage(STAGE_BYTES);
             if (leader)
-                gather_stage<S>(g, smem + st.stage * S::stage_bytes,
-                                bars + 8 * (S::full + st.stage),
+                gather_stage<S>(g, smem + st.stage * STAGE_BYTES, bars + 8 * (S::full + st.stage),
                                 smem + S::entries_at + entry * S::entry_bytes, CTA_KEYS * h,
-                                (MLA_MUTANT == 17 ? 0 : 256 * (int)rank) +
-                                    S::stage_tiles * BAND * part,
-                                warp);
+                                MLA_MUTANT == 17 ? 0 : 256 * (int)rank, warp);
             st.next();
         }
         if (leader)
@@ -344,18 +340,17 @@ __device__ __forceinline__ void gather_role(const struct mla_sparse_args &g, u32
                 if (warp == 0) {
                     take_stage((u32)(count * S::q_band));
                     if (leader)
-                        load_q<S>(g, u, smem + st.stage * S::stage_bytes,
+                        load_q<S>(g, u, smem + st.stage * STAGE_BYTES,
                                   bars + 8 * (S::full + st.stage), first, count);
                 }
                 st.next();
             }
-            for (int h = 0; h < S::k_stages; h++) {
-                take_stage(S::stage_bytes);
+            for (int h = 0; h < 2; h++) {
+                take_stage(STAGE_BYTES);
                 if (leader)
-                    gather_stage<S>(g, smem + st.stage * S::stage_bytes,
+                    gather_stage<S>(g, smem + st.stage * STAGE_BYTES,
                                     bars + 8 * (S::full + st.stage), e.at(),
-                                    S::G == 2 ? CTA_KEYS * (int)rank : 0, S::stage_tiles * BAND * h,
-                                    warp);
+                                    S::G == 2 ? CTA_KEYS * (int)rank : 0, 256 * h, warp);
                 st.next();
             }
             if (S::ROPE) {
