@@ -486,7 +486,7 @@ __device__ __forceinline__ void softmax_role(const struct mla_sparse_args &g, u3
                                              u32 rank)
 {
     MLA_ROLE("softmax");
-    const int count = S::s_columns;
+    const int count = S::s_columns, part = count < 32 ? count : 32;
     int row = threadIdx.x % S::M, bank = threadIdx.x / S::M;
     u32 lanes = tmem + (threadIdx.x / 32 * 32 << 16), o = lanes + S::o_at;
     u32 p_row = smem + S::p_at + bank * count / 64 * S::q_band + row * 128 + ((row & 7) << 4);
@@ -517,14 +517,20 @@ __device__ __forceinline__ void softmax_role(const struct mla_sparse_args &g, u3
             if (threadIdx.x % 32 == 0)
                 release_entry<S>(smem, e.stage);
 
-            u32 r[count];
+            u32 r[count / part][part];
             mbarrier_wait(bar_of<S>(smem, S::s_full), s_phase);
             s_phase ^= 1;
             if (MLA_MUTANT != 13)
                 tcgen05_fence_after();
-            tcgen05_ld_32x32b(r, (MLA_MUTANT == 7 ? lanes ^ 32u << 16 : lanes) + S::s_at);
+#pragma unroll
+            for (int c = 0; c < count / part; c++)
+                tcgen05_ld_32x32b(r[c], (MLA_MUTANT == 7 ? lanes ^ 32u << 16 : lanes) + S::s_at +
+                                            part * c);
             if (MLA_MUTANT != 12)
-                tcgen05_wait_ld(r);
+                tcgen05_wait_ld(r[0]);
+#pragma unroll
+            for (int c = 1; c < count / part; c++)
+                tcgen05_bind(r[c]);
             tcgen05_fence_before();
             arrive_at_mma<S>(bar_of<S>(smem, S::s_free));
 
@@ -532,7 +538,7 @@ __device__ __forceinline__ void softmax_role(const struct mla_sparse_args &g, u3
 #pragma unroll
             for (int i = 0; i < count; i++) {
                 bool see = bits[i / 32] >> i % 32 & 1 || MLA_MUTANT == 14;
-                x[i] = see ? __uint_as_float(r[i]) * g.a.scale_log2 : -INFINITY;
+                x[i] = see ? __uint_as_float(r[i / part][i % part]) * g.a.scale_log2 : -INFINITY;
                 top = fmaxf(top, x[i]);
             }
             float all[S::banks], factor = 1;
@@ -637,10 +643,10 @@ __global__ void __launch_bounds__(MLA_SPARSE_THREADS, 1)
     u32 tmem = ld_shared<u32>(smem + S::tmem_at);
 
     if (warp < SOFTMAX_WARPS) {
-        setmaxnreg_inc<208>();
+        setmaxnreg_inc<200>();
         softmax_role<S, T>(g, smem, tmem, rank);
     } else {
-        setmaxnreg_dec<96>();
+        setmaxnreg_dec<56>();
         if (warp < MMA_WARP)
             gather_role<S>(g, smem, rank, warp - GATHER_WARP);
         else if (warp == INDEX_WARP)

@@ -29,8 +29,8 @@ static const int OUT_BYTES = 16384;     /* P; a chunk of the output */
 static const int MOST_SHARED = 232448;
 
 /* Warps. */
-static const int SOFTMAX_WARPS = 4, GATHER_WARP = 4, GATHER_WARPS = 8, MMA_WARP = 12,
-                 INDEX_WARP = 13;
+static const int SOFTMAX_WARPS = 4, GATHER_WARP = 4, GATHER_WARPS = 16, MMA_WARP = 20,
+                 INDEX_WARP = 21;
 static_assert((INDEX_WARP + 3) * 32 == MLA_SPARSE_THREADS, "whole warpgroups");
 
 /* G CTAs compute G * M rows (heads of one token, or of a group of tokens) together. */

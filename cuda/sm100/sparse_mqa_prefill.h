@@ -12,7 +12,7 @@
 extern "C" {
 #endif
 
-enum { MLA_SPARSE_THREADS = 512 };
+enum { MLA_SPARSE_THREADS = 768 };
 
 struct mla_sparse_args {
     struct mla_tensor_map q;            /* [T, H, 512 + rope], box 1 x M x 64, 128-byte swizzle */
