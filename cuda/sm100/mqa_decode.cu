@@ -505,7 +505,8 @@ __device__ __forceinline__ void softmax_role(const struct mla_decode_args &g, co
         if (MLA_MUTANT != 16)
             tcgen05_fence_after();
         u32 x[TEAM_ROWS / 2];
-        tcgen05_ld_16x256b(x, tmem + lanes + S::s_column + buffer.stage * ROWS + row0);
+        tcgen05_ld_16x256b(x, tmem + lanes + S::s_column + buffer.stage * ROWS +
+                                  (MLA_MUTANT == 21 ? 0 : row0));
         if (MLA_MUTANT == 6)
             mbarrier_arrive(bar_of<S>(smem, S::s_free + buffer.stage));
         tcgen05_wait_ld(x);

@@ -543,7 +543,7 @@ __device__ __forceinline__ void softmax_role(const struct mla_decode_args &g, co
             top = fmaxf(top, ld_shared<float>(exchange + ((1 - half) * OWN_ROWS + own) * 4));
         /* No key yet: any finite reference gives weights 0. */
         float factor = 1;
-        if (top > base + GROWTH) {
+        if (top > base + GROWTH && (MLA_MUTANT != 13 || base == -INFINITY)) {
             factor = ex2_approx_ftz(base - top);
             base = top;
         }

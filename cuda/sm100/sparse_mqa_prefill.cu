@@ -97,16 +97,23 @@ __device__ __forceinline__ void mma_ts(u32 d, u32 a, u64 b, u32 idesc, bool accu
         tcgen05_mma_ws_ts<KIND_F16>(d, a, b, idesc, accumulate);
 }
 
-/* K-major tile of 128-byte rows, 16 columns from column 16 k on. */
-__device__ __forceinline__ u64 k_major(u32 tile, int k)
+/* Descriptors are made once a stage; what lies `bytes` further on is an addition away. */
+__device__ __forceinline__ u64 further(u64 desc, int bytes)
 {
-    return umma_desc(tile + 32 * k, 16, 1024, 128);
+    return desc + (u64)(bytes / 16);
 }
 
-/* A tile's rows read as k: 16 keys from 16 k on, and on to the next tiles for more columns. */
-__device__ __forceinline__ u64 mn_major(u32 tile, int k)
+/* K-major tile of 128-byte rows: 16 columns, the next 16 are 32 bytes further. */
+__device__ __forceinline__ u64 k_major(u32 tile)
 {
-    return umma_desc(tile + 2048 * k, MLA_MUTANT == 4 ? TILE_BYTES / 2 : TILE_BYTES, 1024, 128);
+    return umma_desc(tile, 16, 1024, 128);
+}
+
+/* A tile's rows read as k, 16 keys, and on to the next tiles for more columns; the next 16 keys are
+ * 2048 bytes further. */
+__device__ __forceinline__ u64 mn_major(u32 tile)
+{
+    return umma_desc(tile, MLA_MUTANT == 4 ? TILE_BYTES / 2 : TILE_BYTES, 1024, 128);
 }
 
 template <class S, class T> struct mma_state {
@@ -156,17 +163,17 @@ template <class S, class T> struct mma_state {
         }
     }
 
-    __device__ __forceinline__ void score_band(int band, u32 tile)
+    /* tile: the band's keys; q: those bands of Q that are in shared memory. */
+    __device__ __forceinline__ void score_band(int band, u64 tile, u64 q)
     {
 #pragma unroll
         for (int k = 0; k < BAND / 16; k++) {
-            u64 b = MLA_MUTANT == 5 ? umma_desc(tile + 32 * k, 16, 1024, 64) : k_major(tile, k);
+            u64 b = further(tile, 32 * k);
             if (band < S::q_tmem)
                 mma_ts<S>(tmem + S::s_at, tmem + S::q_at + band * (BAND / 2) + 8 * k, b, idesc_s,
                           band + k > 0);
             else
-                mma_ss<S>(tmem + S::s_at,
-                          k_major(smem + S::q_smem_at + (band - S::q_tmem) * S::q_band, k), b,
+                mma_ss<S>(tmem + S::s_at, further(q, (band - S::q_tmem) * S::q_band + 32 * k), b,
                           idesc_s, true);
         }
     }
@@ -185,15 +192,18 @@ template <class S, class T> struct mma_state {
         warp_wait(bar(S::s_free), MLA_MUTANT == 2 ? s_phase : s_phase ^ 1);
         s_phase ^= 1;
         tcgen05_fence_after();
+        const u64 q = k_major(smem + S::q_smem_at);
 #pragma unroll
         for (int h = 0; h < 2; h++) {
             if (MLA_MUTANT != 1 || h == 0)
                 warp_wait(bar(S::full + st.stage), st.phase);
+            u32 at = smem + st.stage * STAGE_BYTES;
+            u64 keys = MLA_MUTANT == 5 ? umma_desc(at, 16, 1024, 64) : k_major(at);
 #pragma unroll
             for (int t = 0; t < STAGE_TILES; t++) {
                 wait_q_smem(STAGE_TILES * h + t, first);
                 if (leader)
-                    score_band(STAGE_TILES * h + t, smem + st.stage * STAGE_BYTES + t * TILE_BYTES);
+                    score_band(STAGE_TILES * h + t, further(keys, t * TILE_BYTES), q);
             }
             now[h] = st.stage;
             if (leader && (S::G == 2 || MLA_MUTANT == 10))
@@ -206,7 +216,7 @@ template <class S, class T> struct mma_state {
             warp_wait(bar(S::rope_full + rope.stage), rope.phase);
             wait_q_smem(S::bands - 1, first);
             if (leader) {
-                score_band(S::bands - 1, smem + S::rope_at + rope.stage * TILE_BYTES);
+                score_band(S::bands - 1, k_major(smem + S::rope_at + rope.stage * TILE_BYTES), q);
                 commit<S>(bar(S::rope_free + rope.stage));
             }
             rope.next();
@@ -223,6 +233,7 @@ template <class S, class T> struct mma_state {
         warp_wait(bar(S::p_full), p_phase);
         p_phase ^= 1;
         tcgen05_fence_after();
+        const u64 p = k_major(smem + S::p_at);
 #pragma unroll
         for (int h = 0; h < 2; h++) {
             u32 stage = held[h];
@@ -232,17 +243,19 @@ template <class S, class T> struct mma_state {
                 st.next();
             }
             if (leader) {
-                u32 from = smem + stage * STAGE_BYTES, p = smem + S::p_at;
+                const u64 from = mn_major(smem + stage * STAGE_BYTES);
 #pragma unroll
                 for (int k = 0; k < CTA_KEYS / 16; k++) {
                     if (S::G == 2) {
+#pragma unroll
                         for (int j = 0; j < 2; j++)
-                            mma_ss<S>(tmem + S::o_at + half * j, k_major(p + h * S::M * 128, k),
-                                      mn_major(from + 2 * j * TILE_BYTES, k), idesc_o,
+                            mma_ss<S>(tmem + S::o_at + half * j,
+                                      further(p, h * S::M * 128 + 32 * k),
+                                      further(from, 2 * j * TILE_BYTES + 2048 * k), idesc_o,
                                       !first || h + k > 0);
                     } else { /* h: half of the columns */
-                        mma_ss<S>(tmem + S::o_at + half * h, k_major(p, k), mn_major(from, k),
-                                  idesc_o, !first || k > 0);
+                        mma_ss<S>(tmem + S::o_at + half * h, further(p, 32 * k),
+                                  further(from, 2048 * k), idesc_o, !first || k > 0);
                     }
                 }
                 if (S::G == 2 || MLA_MUTANT != 10)
@@ -490,6 +503,8 @@ __device__ __forceinline__ void softmax_role(const struct mla_sparse_args &g, u3
     int row = threadIdx.x % S::M, bank = threadIdx.x / S::M;
     u32 lanes = tmem + (threadIdx.x / 32 * 32 << 16), o = lanes + S::o_at;
     u32 p_row = smem + S::p_at + bank * count / 64 * S::q_band + row * 128 + ((row & 7) << 4);
+    const u32 ALL_SEEN = count < 32 ? (1u << count % 32) - 1 : 0xFFFFFFFFu;
+    const u64 scales = pack_f32x2(g.a.scale_log2, g.a.scale_log2);
     u32 s_phase = 0, o_phase = 0;
     int buffer = 0;
     entries<S> e(smem);
@@ -504,7 +519,7 @@ __device__ __forceinline__ void softmax_role(const struct mla_sparse_args &g, u3
             words_at += (MLA_MUTANT == 19 ? 0 : row / g.a.heads) * S::mask_words * 4;
         /* Weights are 2^(score - base): base follows the largest score only when that has grown by
          * 2^8, so that O is rescaled rarely. */
-        float max_log2 = -INFINITY, base = -INFINITY, sum = 0;
+        float max_log2 = -INFINITY, base = -INFINITY, sum[2] = {0, 0}; /* even, odd keys */
         bool first = true;
         for (; e.is_block(); e.next()) {
             u32 bits[(count + 31) / 32];
@@ -534,13 +549,27 @@ __device__ __forceinline__ void softmax_role(const struct mla_sparse_args &g, u3
             tcgen05_fence_before();
             arrive_at_mma<S>(bar_of<S>(smem, S::s_free));
 
-            float x[count], top = -INFINITY;
+            float x[count];
+            u32 seen = ALL_SEEN;
 #pragma unroll
-            for (int i = 0; i < count; i++) {
-                bool see = bits[i / 32] >> i % 32 & 1 || MLA_MUTANT == 14;
-                x[i] = see ? __uint_as_float(r[i / part][i % part]) * g.a.scale_log2 : -INFINITY;
-                top = fmaxf(top, x[i]);
+            for (int i = 0; i < count; i += 2)
+                unpack_f32x2(&x[i], &x[i + 1],
+                             mul_rn_f32x2(pack_f32x2(__uint_as_float(r[i / part][i % part]),
+                                                     __uint_as_float(r[i / part][i % part + 1])),
+                                          scales));
+#pragma unroll
+            for (int w = 0; w < (count + 31) / 32; w++)
+                seen &= bits[w];
+            if (seen != ALL_SEEN && MLA_MUTANT != 14) {
+#pragma unroll
+                for (int i = 0; i < count; i++)
+                    x[i] = bits[i / 32] >> i % 32 & 1 ? x[i] : -INFINITY;
             }
+            float tops[4] = {-INFINITY, -INFINITY, -INFINITY, -INFINITY};
+#pragma unroll
+            for (int i = 0; i < count; i += 2)
+                tops[i / 2 % 4] = max3_f32(tops[i / 2 % 4], x[i], x[i + 1]);
+            float top = fmaxf(max3_f32(tops[0], tops[1], tops[2]), tops[3]);
             float all[S::banks], factor = 1;
             exchange<S>(smem, buffer, row, bank, top, all);
             buffer ^= 1;
@@ -553,15 +582,21 @@ __device__ __forceinline__ void softmax_role(const struct mla_sparse_args &g, u3
             }
             /* No finite score yet: any finite reference gives weights 0. */
             float reference = base == -INFINITY ? 0 : base;
-            sum *= factor;
+            const u64 minus = pack_f32x2(-reference, -reference);
+            u64 sums =
+                mul_rn_f32x2(pack_f32x2(sum[0], sum[1]),
+                             MLA_MUTANT == 20 ? pack_f32x2(1, 1) : pack_f32x2(factor, factor));
             u32 p[count / 2];
 #pragma unroll
             for (int i = 0; i < count; i += 2) {
-                float p0 = ex2_approx_ftz(x[i] - reference);
-                float p1 = ex2_approx_ftz(x[i + 1] - reference);
-                sum += p0 + p1;
+                float p0, p1;
+                unpack_f32x2(&p0, &p1, add_rn_f32x2(pack_f32x2(x[i], x[i + 1]), minus));
+                p0 = ex2_approx_ftz(p0);
+                p1 = ex2_approx_ftz(p1);
+                sums = add_rn_f32x2(sums, pack_f32x2(p0, p1));
                 p[i / 2] = T::pack(p0, p1);
             }
+            unpack_f32x2(&sum[0], &sum[1], sums);
 
             if (!first) {
                 /* The block before is added: O may be rescaled, P overwritten. */
@@ -589,19 +624,19 @@ __device__ __forceinline__ void softmax_role(const struct mla_sparse_args &g, u3
         e.next();
 
         float all[S::banks];
-        exchange<S>(smem, buffer, row, bank, sum, all);
+        exchange<S>(smem, buffer, row, bank, sum[0] + sum[1], all);
         buffer ^= 1;
-        sum = all[0];
+        float total = all[0];
 #pragma unroll
         for (int b = 1; b < S::banks; b++)
-            sum += all[b];
+            total += all[b];
         if (!first) {
             mbarrier_wait(bar_of<S>(smem, S::o_full), o_phase);
             o_phase ^= 1;
             tcgen05_fence_after();
         }
         find_unit<S>(g, id, rank, &u); /* again, since the loop has no registers to spare */
-        finish<S, T>(g, u, smem, o, base, max_log2, sum, first);
+        finish<S, T>(g, u, smem, o, base, max_log2, total, first);
         tcgen05_fence_before(); /* O is read: the next unit's first arrival at p_full says so */
     }
     if (threadIdx.x == 0)
