@@ -543,7 +543,7 @@ __device__ __forceinline__ void softmax_role(const struct mla_decode_args &g, co
             top = fmaxf(top, ld_shared<float>(exchange + ((1 - half) * OWN_ROWS + own) * 4));
         /* No key yet: any finite reference gives weights 0. */
         float factor = 1;
-        if (top > base + GROWTH && (MLA_MUTANT != 13 || base == -INFINITY)) {
+        if (top > base + GROWTH) {
             factor = ex2_approx_ftz(base - top);
             base = top;
         }
@@ -560,7 +560,7 @@ __device__ __forceinline__ void softmax_role(const struct mla_decode_args &g, co
         if (t > s.first) {
             mbarrier_wait(bar_of(smem, OUT_DONE), phase ^ 1);
             tcgen05_fence_after();
-            if (__any_sync(0xFFFFFFFFu, factor != 1))
+            if (__any_sync(0xFFFFFFFFu, factor != 1) && MLA_MUTANT != 13)
                 rescale_out(lanes, factor);
         }
         u32 to = smem + P_AT + (MLA_MUTANT == 7 ? 1 - half : half) * P_HALF + own * 128;
