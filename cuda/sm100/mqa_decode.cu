@@ -194,6 +194,7 @@ __device__ __forceinline__ void tma_role(const struct mla_decode_args &g, const 
                 page = c.num_pages;
             slot = key - page_column(&c, key) * c.page_size;
         }
+#pragma unroll
         for (int p = 0; p < TILE_PAIRS; p++) {
             u32 full = bar_of<S>(smem, S::full + pair.stage);
             u32 to = smem + pair.stage * PAIR_BYTES;

@@ -164,16 +164,20 @@ __device__ __forceinline__ void init_barriers(u32 smem)
 /* ----------------------------------------------------------------- keys: TMA */
 
 /* The boxes of one half of a step: lane i knows where box i begins. Pages that are out of range
- * become a coordinate past the last page: zeros. */
+ * become a coordinate past the last page: zeros. count is KEYS / box_rows, which takes long. */
 struct boxes {
     int slot, page;
 };
 
+__device__ __forceinline__ int count_boxes(const struct mla_decode_args &g, int first, int whole)
+{
+    return first < whole ? KEYS / g.box_rows : 1;
+}
+
 __device__ __forceinline__ struct boxes find_boxes(const struct mla_decode_args &g,
-                                                   const struct work &w, int tile)
+                                                   const struct work &w, int count, int tile)
 {
     const struct mla_mqa_cache &c = g.a.cache;
-    int count = KEYS / g.box_rows;
     int key = tile * KEYS + min((int)threadIdx.x % 32, count - 1) * g.box_rows;
     struct boxes b = {w.r.kv_start + key, 0};
     if (w.pages) {
@@ -187,10 +191,10 @@ __device__ __forceinline__ struct boxes find_boxes(const struct mla_decode_args 
 
 /* 64 keys of 64 columns to `to`, bytes counted by the even CTA. */
 __device__ __forceinline__ void load_boxes(const struct mla_decode_args &g,
-                                           const struct mla_tensor_map *map,
+                                           const struct mla_tensor_map *map, int count,
                                            const struct boxes &where, u32 to, u32 bar, int column)
 {
-    for (int b = 0; b < KEYS / g.box_rows; b++) {
+    for (int b = 0; b < count; b++) {
         int slot = __shfl_sync(0xFFFFFFFFu, where.slot, b);
         int page = __shfl_sync(0xFFFFFFFFu, where.page, b);
         if (threadIdx.x % 32 == 0)
@@ -214,15 +218,19 @@ __device__ __forceinline__ void key_tma_role(const struct mla_decode_args &g, co
                                              u32 smem, int rank, int first, int whole)
 {
     ring<KEY_STAGES> stage;
+    int count = count_boxes(g, first, whole);
     for (int t = first; t < whole; t++) {
-        struct boxes where = find_boxes(g, w, 2 * t + (MLA_MUTANT == 8 ? 1 - rank : rank));
-        for (int band = 0; band < g.bands; band++) {
+        struct boxes where = find_boxes(g, w, count, 2 * t + (MLA_MUTANT == 8 ? 1 - rank : rank));
+#pragma unroll
+        for (int band = 0; band < MOST_BANDS; band++) {
             u32 full = bar_of(smem, FULL + stage.stage);
             bool rope = band == LATENT_BANDS;
+            if (rope && g.bands == LATENT_BANDS)
+                break;
             mbarrier_wait(bar_of(smem, EMPTY + stage.stage), stage.phase ^ 1);
             expect_boxes(full, BAND_BYTES);
-            load_boxes(g, rope ? &g.rope : &g.latent, where, smem + stage.stage * BAND_BYTES, full,
-                       rope ? 0 : band * 64);
+            load_boxes(g, rope ? &g.rope : &g.latent, count, where, smem + stage.stage * BAND_BYTES,
+                       full, rope ? 0 : band * 64);
             stage.next();
         }
     }
@@ -233,18 +241,22 @@ __device__ __forceinline__ void value_tma_role(const struct mla_decode_args &g,
                                                const struct work &w, u32 smem, int rank, int first,
                                                int whole)
 {
+    int count = count_boxes(g, first, whole);
     for (int t = first; t < whole; t++) {
+        struct boxes where[2] = {find_boxes(g, w, count, 2 * t),
+                                 find_boxes(g, w, count, 2 * t + 1)};
+#pragma unroll
         for (int part = 0; part < 2; part++) {
             u32 full = bar_of(smem, V_FULL + part), to = smem + V_AT + part * V_PART;
             int column = (4 * (MLA_MUTANT == 2 ? 1 - rank : rank) + 2 * part) * 64;
             mbarrier_wait(bar_of(smem, V_EMPTY + part), ((t - first) & 1) ^ 1);
             expect_boxes(full, V_PART);
-            for (int half = 0; half < 2; half++) {
-                struct boxes where = find_boxes(g, w, 2 * t + half);
+#pragma unroll
+            for (int half = 0; half < 2; half++)
+#pragma unroll
                 for (int b = 0; b < 2; b++)
-                    load_boxes(g, &g.latent, where, to + b * V_BAND + half * BAND_BYTES, full,
-                               column + 64 * b);
-            }
+                    load_boxes(g, &g.latent, count, where[half],
+                               to + b * V_BAND + half * BAND_BYTES, full, column + 64 * b);
         }
     }
 }
