@@ -4,7 +4,7 @@
  *
  *     I[t,s] = k_scale[s] · sum_h W[t,h] · ReLU(sum_d q[t,h,d] · k[s,d])
  *
- * Roles, 16 warps (registers after setmaxnreg: 0-7 184, 8-15 72)
+ * Roles, 16 warps (registers after setmaxnreg: 0-7 176, 8-15 80)
  *   0-3, 4-7  math: ReLU, weights, sum over heads, floor, append; select and write lists
  *   8-11      load: keys, scales and page lookups (cp.async), queries
  *   12        MMA issue, TMEM
@@ -31,7 +31,7 @@
 #include "../ptx/launch.cuh"
 #include "../ptx/tcgen05.cuh"
 
-static const int ALL_THREADS = 512, MATH_REGISTERS = 184, OTHER_REGISTERS = 72;
+static const int ALL_THREADS = 512, MATH_REGISTERS = 176, OTHER_REGISTERS = 80;
 static_assert(2 * TEAM * (MATH_REGISTERS + OTHER_REGISTERS) <= 65536, "registers of an SM");
 
 template <bool BF16> struct map : index_map<BF16> {
@@ -137,16 +137,16 @@ __device__ __forceinline__ void math_role(const struct index_launch &a, u32 smem
     int key = 32 * quarter + (MLA_MUTANT == 17 ? lane : lane / 4 + 8 * (lane % 4));
     struct team_work<BF16> t = team_of<BF16>(a, s, smem, group);
     tmem += ((u32)(32 * quarter) << 16) + 256 * group;
-    ring<m::STAGES> at;
+    int stride = s.groups == 1 ? 2 : 1, first = s.groups == 1 ? group : 0;
+    ring<m::STAGES> here; /* of the warpgroup's next unit */
+    here.skip(first);
     u32 full_phase = 0;
     for (int task = blockIdx.x; task < a.tiles * a.parts; task += gridDim.x) {
         struct work w = find_work(a, task);
         u64 weights[8 * columns<HP>::CHUNKS];
         begin_task<BF16, HP>(t, s, w, weights);
-        int stride = s.groups == 1 ? 2 : 1, first = s.groups == 1 ? group : 0, units = 0;
-        ring<m::STAGES> here = at;
-        here.skip(first);
-        for (int i = first; i < w.steps; i += stride) {
+        int i = first, units = 0;
+        for (; i < w.steps; i += stride) {
             mbarrier_wait(smem + m::KEY_FULL + 8 * here.stage, here.phase);
             mbarrier_wait(smem + m::SUM_FULL + 8 * group, full_phase);
             full_phase ^= 1;
@@ -161,7 +161,8 @@ __device__ __forceinline__ void math_role(const struct index_launch &a, u32 smem
             here.skip(stride);
             end_unit(t, ++units);
         }
-        at.skip(w.steps);
+        /* From behind its last step to its first of the next task: -1, 0 or 1 stages. */
+        here.skip(2 * m::STAGES + w.steps + first - i);
         end_task(t, s, w, group);
     }
 }
