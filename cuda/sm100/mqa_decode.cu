@@ -11,13 +11,15 @@
  * One tile of K in shared memory is both operands: 64 keys x 64 columns with 128-byte swizzle is K
  * by rows and V^T by columns.
  *
- * Roles (16 warps)              registers
- *   0-3   softmax                     152   S^T from TMEM, maximum, P, rescale of O^T; results
- *   4-11  loaders                     152   keys that TMA can't bring: see mqa_decode.cuh
- *   12    scores                       56   one thread issues S^T of tile t + 1 during softmax of t
- *   13    output                       56   one thread issues O^T
- *   14    tma                          56   whole tiles of plain dense caches
- *   15    none                         56   completes a warpgroup
+ * Roles                        registers, ROWS 16 and 32 (16 warps)   64 (20 warps)
+ *   softmax   0-3   152          0-7    80   S^T from TMEM, maximum, P, rescale of O^T; results
+ *   loaders   4-11  152          8-15  136   keys that TMA can't bring: see mqa_decode.cuh
+ *   scores    12     56          16     48   one thread issues S^T of tile t + 1 during softmax of t
+ *   output    13     56          17     48   one thread issues O^T
+ *   tma       14     56          18     48   whole tiles of plain dense caches
+ *   none      15     56          19     48   completes a warpgroup
+ * With 64 rows two warpgroups have the softmax of half of the rows each: one took so long for all
+ * that keys waited.
  *
  * Shared memory, bytes (of 232448)   ROWS 16        32       64
  *   keys, stages of two bands 16384  11 180224  10 163840  8 131072
@@ -34,8 +36,8 @@
  *   empty[stage]         1   commit of output                  loaders, tma        (start free)
  *   rope_full, _empty  8, 1  the same; commit of scores        scores; loaders, tma
  *   s_full[2]            1   commit of scores                  softmax
- *   s_free[2]          128   softmax has loaded S^T            scores              (start free)
- *   p_full             128   P^T is written, O^T rescaled      output
+ *   s_free[2]   128 or 256   softmax has loaded S^T            scores              (start free)
+ *   p_full      128 or 256   P^T is written, O^T rescaled      output
  *   out_done             1   commit of output                  softmax, before it touches O^T, P^T
  *   handed               1   tma, after its last tile          loaders, which go on with the stages
  *

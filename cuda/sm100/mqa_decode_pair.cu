@@ -11,12 +11,12 @@
  *   O [128 rows x 2 x 256 columns]  += P · V     M 128, N 256: lane row % 64 + 64 · half of columns
  *
  * Roles (16 warps)              registers
- *   0-3   softmax                     104   a thread: a row, half of the keys, then of the columns
- *   4-11  loaders                     176   keys that TMA can't bring: see mqa_decode.cuh
- *   12    scores                       56   even CTA: one thread issues S
- *   13    output                       56   even CTA: one thread issues O
- *   14    tma of keys                  56   whole steps of plain dense caches
- *   15    tma of values                56
+ *   0-3   softmax                     112   a thread: a row, half of the keys, then of the columns
+ *   4-11  loaders                     168   keys that TMA can't bring: see mqa_decode.cuh
+ *   12    scores                       64   even CTA: one thread issues S
+ *   13    output                       64   even CTA: one thread issues O
+ *   14    tma of keys                  64   whole steps of plain dense caches
+ *   15    tma of values                64
  *
  * Shared memory of a CTA, bytes (of 232448)
  *   keys, 15 bands of 64 keys x 64 columns      122880
@@ -194,6 +194,7 @@ __device__ __forceinline__ void load_boxes(const struct mla_decode_args &g,
                                            const struct mla_tensor_map *map, int count,
                                            const struct boxes &where, u32 to, u32 bar, int column)
 {
+#pragma unroll 1
     for (int b = 0; b < count; b++) {
         int slot = __shfl_sync(0xFFFFFFFFu, where.slot, b);
         int page = __shfl_sync(0xFFFFFFFFu, where.page, b);

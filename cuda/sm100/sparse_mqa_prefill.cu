@@ -17,16 +17,16 @@
  * its lists once (any/union.cu made it, with a bit for each token that sees a key). Groups whose
  * union is too long to gain are left to their tokens' own units, in a launch of their own.
  *
- * Roles (512 threads, one block an SM, units dealt out in turn; 208 registers a thread of softmax,
- * 96 of the others)
+ * Roles (768 threads, one block an SM, units dealt out in turn; 200 registers a thread of softmax,
+ * 56 of the others)
  *   warps 0-3  softmax  a thread has a row's bank: scores from TMEM, maximum over the banks through
  *                       shared memory, P to shared memory, rescaling of O, output
- *   warps 4-11 gather   one lane each: an eighth of every stage, since a thread's copies come one in
- *                       some 48 clocks; warp 4 loads Q as well
- *   warp 12    mma      one lane of the (even) CTA issues: scores of a block, then P · V of the one
+ *   warps 4-19 gather   one lane each: a sixteenth of every stage, since a thread's copies come one
+ *                       in some 48 clocks; warp 4 loads Q as well
+ *   warp 20    mma      one lane of the (even) CTA issues: scores of a block, then P · V of the one
  *                       before it, whose softmax has had that long
- *   warp 13    index    lists to coordinates and validity bits, four blocks ahead
- *   warps 14, 15  -     they make the fourth warpgroup whole
+ *   warp 21    index    lists to coordinates and validity bits, four blocks ahead
+ *   warps 22, 23  -     they make the last warpgroup whole
  *
  * Shared memory, bytes     pair            64 rows         32 rows
  *   stages of 32 KB        5  163840       5  163840       6  196608    64 keys x 256 columns
@@ -45,7 +45,7 @@
  *   free[stage]        commit              mma -> gather      (multicast to the pair)
  *   rope_full, _free   likewise
  *   entry_full[4]      1                   index -> all       coordinates and bits of a block
- *   entry_free[4]      8 + 4 (+ 1)         gather, softmax, mma -> index
+ *   entry_free[4]      16 + 4 (+ 1)        gather, softmax, mma -> index
  *   q_full, q_free     1 + bytes, commit   gather -> mma -> gather   Q's bands in shared memory
  *   s_full             commit              mma -> softmax     scores are made
  *   s_free             4 or 8              softmax -> mma     scores are in registers
@@ -65,7 +65,8 @@
  * that a tile has above its heads cost tensor core and 2^x, which wait for keys anyway, and no
  * bytes.
  *
- * P is rounded to the input type unnormalised; row sums add unrounded fp32 values. A unit is
+ * P = 2^(score - base) is rounded to the input type unnormalised; base follows the row's maximum when
+ * that has grown by 2^8, so that O is rescaled rarely. Row sums add unrounded fp32 values. A unit is
  * computed by one block or pair in one order: same inputs, same bits. */
 #include "sparse_mqa_prefill_keys.cuh"
 

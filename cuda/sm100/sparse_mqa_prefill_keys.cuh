@@ -247,7 +247,7 @@ __device__ __forceinline__ void index_role(const struct mla_sparse_args &g, u32 
 
 /* ------------------------------------------------------------------ gather */
 
-/* This warp's eighth of a stage: 8 keys from first_key of the entry on, 256 columns. */
+/* This warp's sixteenth of a stage: 4 keys of those from first_key of the entry on, 256 columns. */
 template <class S>
 __device__ __forceinline__ void gather_stage(const struct mla_sparse_args &g, u32 to, u32 bar,
                                              u32 entry, int first_key, int column, int warp)
@@ -283,7 +283,7 @@ __device__ __forceinline__ void load_q(const struct mla_sparse_args &g, const st
     }
 }
 
-/* Eight warps, one lane each at work: Q of a unit (warp 0 alone), K of its blocks, and for a pair V,
+/* Sixteen warps, one lane each at work: Q of a unit (warp 0 alone), K of its blocks, and for a pair V,
  * all in the order in which the MMA warp takes them. */
 template <class S>
 __device__ __forceinline__ void gather_role(const struct mla_sparse_args &g, u32 smem, u32 rank,
