@@ -59,6 +59,8 @@ extern const struct mla_kernel mla_mha_prefill_sm90;             /* sm90/mha_pre
 extern const struct mla_kernel mla_mha_latent_sm90;              /* sm90/mha_prefill.c */
 extern const struct mla_kernel mla_sparse_mqa_group_sm90;        /* sm90/sparse_mqa_group.c */
 extern const struct mla_kernel mla_sparse_mqa_group_latent_sm90; /* sm90/sparse_mqa_group.c */
+extern const struct mla_kernel mla_sparse_mqa_few_sm90;          /* sm90/sparse_mqa_few.c */
+extern const struct mla_kernel mla_sparse_mqa_few_latent_sm90;   /* sm90/sparse_mqa_few.c */
 extern const struct mla_kernel mla_sparse_mqa_prefill_sm90;      /* sm90/sparse_mqa_prefill.c */
 extern const struct mla_kernel mla_sparse_mqa_latent_sm90;       /* sm90/sparse_mqa_prefill.c */
 extern const struct mla_kernel mla_mqa_decode_sm90;              /* sm90/mqa_decode.c */

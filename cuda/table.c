@@ -13,6 +13,8 @@ static const struct mla_kernel *const kernels[] = {
 #ifdef MLA_WITH_SM90
     &mla_sparse_mqa_group_sm90,
     &mla_sparse_mqa_group_latent_sm90,
+    &mla_sparse_mqa_few_sm90,
+    &mla_sparse_mqa_few_latent_sm90,
     &mla_sparse_mqa_prefill_sm90,
     &mla_sparse_mqa_latent_sm90,
     &mla_mqa_decode_sm90,

@@ -7,6 +7,7 @@
 #include "any/union.h"
 #include "device.h"
 #include "format.h"
+#include "sparse_mqa_few.h"
 #include "sparse_mqa_prefill.h"
 #include "status.h"
 
@@ -87,12 +88,13 @@ static struct mla_mqa_tile group_tile(const mla_problem *p)
 static mla_status scratch(const struct mla_job *job, size_t *bytes)
 {
     const mla_problem *p = job->problem;
+    mla_status status = mla_few_sm90_fits(job) ? mla_few_sm90_prepare(p) : MLA_OK;
     *bytes = 0;
-    if (!has_groups(job))
-        return MLA_OK;
+    if (!has_groups(job) || status != MLA_OK)
+        return status;
     struct mla_mqa_tile t = group_tile(p);
     *bytes = mla_union_bytes(p, group_size(p), capacity_of(p));
-    mla_status status = mla_cuda_allow_shared(t.function, t.shared_bytes, 0);
+    status = mla_cuda_allow_shared(t.function, t.shared_bytes, 0);
     return status == MLA_OK ? mla_union_prepare() : status;
 }
 
@@ -143,6 +145,8 @@ static mla_status launch(const struct mla_job *job, const struct mla_mqa_tile *t
         a.group_counts = g.counts;
         a.group_size = g.size;
     }
+    if (mla_few_sm90_fits(job))
+        return mla_few_sm90_launch(job, tile, &a, launch, stream);
     return mla_mqa_launch_grid(tile, &a, launch->blocks, stream);
 }
 
