@@ -324,12 +324,19 @@ static void run_shape(const struct shape *s, const struct ceilings *ceil)
     CHECK(cudaDeviceSynchronize());
     run_kernel(s, ceil, &p, &t, requests.data(), &mla_mqa_any, 0);
 #ifdef MLA_WITH_SM90
-    const struct mla_kernel *row = strstr(s->name, "decode")       ? &mla_mqa_decode_sm90
-                                   : !s->topk                      ? NULL
-                                   : s->heads > 32                 ? &mla_sparse_mqa_prefill_sm90
-                                   : s->heads < 8 || 64 % s->heads ? NULL
-                                                                   : &mla_sparse_mqa_group_sm90;
-    if (row && sm == 90) {
+    const bool dense_few = !s->topk && s->heads <= 16 && s->query_len == 1;
+    const struct mla_kernel *rows[2] = {strstr(s->name, "decode") ? &mla_mqa_decode_sm90
+                                        : !s->topk                ? NULL
+                                        : s->heads > 32           ? &mla_sparse_mqa_prefill_sm90
+                                        : s->heads < 8 || 64 % s->heads
+                                            ? NULL
+                                            : &mla_sparse_mqa_group_sm90,
+                                        !s->fp8 && s->heads <= 32 && (s->topk || dense_few)
+                                            ? &mla_sparse_mqa_few_sm90
+                                            : NULL};
+    for (const struct mla_kernel *row : rows) {
+        if (!row || sm != 90)
+            continue;
         int64_t size = tokens * s->heads * L;
         uint16_t *other = device<uint16_t>(size);
         CHECK(cudaMemset(other, 0xFF, size * 2));

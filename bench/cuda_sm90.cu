@@ -222,8 +222,9 @@ static void run_shape(const struct shape *s)
     context.backend = MLA_BACKEND_CUDA;
     context.sm = 90;
     const struct mla_kernel *kernels[2] = {absorbed ? &mla_mqa_any : &mla_mha_any,
-                                           absorbed ? &mla_sparse_mqa_prefill_sm90
-                                                    : &mla_mha_prefill_sm90};
+                                           !absorbed        ? &mla_mha_prefill_sm90
+                                           : s->heads <= 32 ? &mla_sparse_mqa_few_sm90
+                                                            : &mla_sparse_mqa_prefill_sm90};
     double ms[2] = {0, 0}, alone = 0;
     for (int i = 0; i < 2; i++) {
         struct mla_job job = make_job(&context, &p, &request, kernels[i]);
@@ -293,6 +294,7 @@ int main(int argc, char **argv)
         {"sparse kv32k h64", 4096, 32768, 64, 2048, 576, 512, 0},
         {"sparse kv8k h64", 4096, 8192, 64, 2048, 576, 512, 0},
         {"sparse kv32k h16", 4096, 32768, 16, 2048, 576, 512, 0},
+        {"sparse kv32k h32", 4096, 32768, 32, 2048, 576, 512, 0},
         {"sparse q64 kv32k h128", 64, 32768, 128, 2048, 576, 512, 0},
     };
     std::vector<const char *> words;

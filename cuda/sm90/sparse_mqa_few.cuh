@@ -60,22 +60,28 @@
 #include "sparse_mqa_few.h"
 #include "warpgroup.cuh"
 
-static const int FEW_THREADS = 384, KEYS = MLA_FEW_SM90_KEYS;
+static const int KEYS = MLA_FEW_SM90_KEYS;
 static const int OUT_TILES = MLA_MQA_LATENT / 64 / 2; /* of a warpgroup */
+#ifndef FEW_GATHER
+#define FEW_GATHER 4
+#endif
 #ifndef FEW_CHAINS
-#define FEW_CHAINS 2
+#define FEW_CHAINS 1
 #endif
 static const int CHAINS = FEW_CHAINS; /* sums of the scores under way side by side */
 
 template <int ROPE_, int HEADS_> struct few_shape {
     static const int ROPE = ROPE_, HEADS = HEADS_, TILES = MLA_MQA_LATENT / 64 + ROPE / 64;
     static const int LANE_HEADS = HEADS / 4; /* of a lane */
-    static const int GATHER = 4,             /* warps; keys of each thread of them */
-        ROWS = KEYS / (4 * GATHER);
+    static const int GATHER = FEW_GATHER,    /* warps; keys of each thread of them */
+        ROWS = KEYS / (4 * GATHER), STEP = 4 * GATHER;
+    static const int THREADS = (GATHER + 8) * 32;
+    static const int GROUP = ROPE ? 3 : 4, GROUPS = TILES / GROUP; /* tiles that come together */
     static const u32 tile_bytes = KEYS * 128, q_tile_bytes = HEADS * 128;
     static const u32 p_bytes = KEYS * HEADS * 2, head_bytes = HEADS * 4;
-    static const int SLOTS = HEADS == 16 ? 25 : 22;
-    static const u32 k_at = 9 * q_tile_bytes, p_at = k_at + SLOTS * tile_bytes; /* [block % 2] */
+    static const int SLOTS = (HEADS == 16 ? 25 : 22) / GROUP;
+    static const u32 group_bytes = GROUP * tile_bytes;
+    static const u32 k_at = 9 * q_tile_bytes, p_at = k_at + SLOTS * group_bytes; /* [block % 2] */
     static const u32 best_at = p_at + 2 * p_bytes;         /* [warpgroup][warp][head] */
     static const u32 tops_at = best_at + 8 * head_bytes;   /* [block % 2][head] */
     static const u32 factors_at = tops_at + 2 * head_bytes; /* [block % 2][head] */
@@ -88,7 +94,7 @@ template <int ROPE_, int HEADS_> struct few_shape {
                      shared_bytes = q_full + 8;
     static_assert(ROPE == 0 || ROPE == 64, "rope 0 or 64");
     static_assert(HEADS == 16 || HEADS == 32, "16 or 32 heads");
-    static_assert(4 * TILES - SLOTS >= 2, "visible keys: four places");
+    static_assert(4 * GROUPS >= SLOTS && SLOTS >= 2 * GROUPS, "visible keys: four places");
     static_assert(shared_bytes <= 232448, "227 KB of shared memory a block");
 };
 
@@ -151,13 +157,13 @@ __device__ __forceinline__ void gather_works(const struct mla_few_sm90_args &arg
 {
     const struct mla_mqa_args &a = args.a;
     const struct mla_mqa_cache &c = a.cache;
-    /* Eight threads a row: key 16 i + sub of a block, pieces part, part + 8, ... */
+    /* Eight threads a row: key STEP i + sub of a block, pieces part, part + 8, ... */
     const u32 lane = opaque((u32)threadIdx.x), sub = lane / 8, part = lane % 8, warp = lane / 32;
     const u32 to = opaque(smem + S::k_at + sub * 128 + ((part ^ (sub & 7)) << 4));
     const bool joined =
         !S::ROPE || (c.rope - c.data == 1024 && (c.page_size || c.rope_row_bytes == c.row_bytes));
     struct ring<2> slot;
-    struct ring<S::SLOTS> tile;
+    struct ring<S::SLOTS> slots;
     u32 blocks = 0;
     for (int index = blockIdx.x;; index += gridDim.x) {
         struct few_work w = {};
@@ -192,7 +198,9 @@ __device__ __forceinline__ void gather_works(const struct mla_few_sm90_args &arg
             const int at = step * KEYS + (int)sub, left = w.count - at;
 #pragma unroll
             for (int i = 0; i < S::ROWS; i++)
-                ahead[i] = i * 16 >= left ? -1 : w.list ? w.list[at + i * 16] : w.first + at + i * 16;
+                ahead[i] = i * S::STEP >= left ? -1
+                           : w.list            ? w.list[at + i * S::STEP]
+                                               : w.first + at + i * S::STEP;
         };
         auto fetch_pages = [&]() __attribute__((always_inline))
         {
@@ -233,40 +241,32 @@ __device__ __forceinline__ void gather_works(const struct mla_few_sm90_args &arg
                 rope[i] = opaque(rope[i]);
                 there |= (u32)see << i;
             }
-            auto copy_tile = [&](const char *const(&from)[S::ROWS], int column)
-                __attribute__((always_inline))
-            {
-                const u32 at = opaque(to + tile.stage * S::tile_bytes);
+#pragma unroll
+            for (int n = 0; n < S::TILES; n++) { /* rope comes first */
+                const int column = n - S::ROPE / 64;
+                if (n % S::GROUP == 0 && MLA_MUTANT != 7)
+                    mbarrier_wait(smem + S::k_free + slots.stage * 8, slots.phase ^ 1);
+                const u32 at = opaque(to + slots.stage * S::group_bytes);
 #pragma unroll
                 for (int i = 0; i < S::ROWS; i++)
-                    cp_async_cg_16(at + i * 2048, from[i] + column * 128,
+                    cp_async_cg_16(at + n % S::GROUP * S::tile_bytes + i * S::STEP * 128,
+                                   column < 0 ? rope[i] : data[i] + column * 128,
                                    there >> i & 1 ? 16 : 0);
-                cp_async_mbarrier_arrive_noinc(smem + S::k_full + tile.stage * 8);
-                tile.next();
-            };
-            auto wait_free = [&]() __attribute__((always_inline))
-            {
-                if (MLA_MUTANT != 7)
-                    mbarrier_wait(smem + S::k_free + tile.stage * 8, tile.phase ^ 1);
-            };
-            wait_free();
-            if (S::ROPE)
-                copy_tile(rope, 0);
-            else
-                copy_tile(data, 0);
-            if (part == 0) {
+                if (n % S::GROUP != S::GROUP - 1)
+                    continue;
+                cp_async_mbarrier_arrive_noinc(smem + S::k_full + slots.stage * 8);
+                slots.next();
+                if (n != S::GROUP - 1)
+                    continue;
+                if (part == 0) {
 #pragma unroll
-                for (int i = 0; i < S::ROWS; i++)
-                    st_shared(smem + S::seen_at + (blocks & 3) * KEYS + i * 16 + sub,
-                              (unsigned char)(MLA_MUTANT == 5 || (there >> i & 1)));
-            }
-            release(smem + S::seen + (blocks & 3) * 8);
-            fetch_pages();
-            fetch_entries(step + 2);
-#pragma unroll
-            for (int i = S::ROPE ? 0 : 1; i < MLA_MQA_LATENT / 64; i++) {
-                wait_free();
-                copy_tile(data, i);
+                    for (int i = 0; i < S::ROWS; i++)
+                        st_shared(smem + S::seen_at + (blocks & 3) * KEYS + i * S::STEP + sub,
+                                  (unsigned char)(MLA_MUTANT == 5 || (there >> i & 1)));
+                }
+                release(smem + S::seen + (blocks & 3) * 8);
+                fetch_pages();
+                fetch_entries(step + 2);
             }
         }
     }
@@ -355,26 +355,29 @@ __device__ __forceinline__ void read_heads(u32 at, int rows, float (&x)[S::LANE_
         }
 }
 
-/* S^T of a block: waits for its tiles one after another. */
+/* S^T of a block, whose tiles come in groups. */
 template <class T, class S>
 __device__ __forceinline__ void score_block(float (&s)[CHAINS][S::HEADS / 2], u32 smem,
-                                            struct ring<S::SLOTS> tile)
+                                            struct ring<S::SLOTS> slots)
 {
 #pragma unroll
-    for (int n = 0; n < S::TILES; n++) {
-        const int i = (n + S::TILES - S::ROPE / 64) % S::TILES; /* rope comes first */
-        if (MLA_MUTANT != 6 || n == 0)
-            mbarrier_wait(smem + S::k_full + tile.stage * 8, tile.phase);
+    for (int group = 0; group < S::GROUPS; group++) {
+        if (MLA_MUTANT != 6 || group == 0)
+            mbarrier_wait(smem + S::k_full + slots.stage * 8, slots.phase);
         if (MLA_MUTANT != 1)
             fence_proxy_async();
         wgmma_fence();
-        const u64 a = wgmma_desc(smem + S::k_at + tile.stage * S::tile_bytes, 16, 1024, 128);
-        const u64 b = wgmma_desc(smem + i * S::q_tile_bytes, 16, 1024, 128);
+        const u64 a = wgmma_desc(smem + S::k_at + slots.stage * S::group_bytes, 16, 1024, 128);
 #pragma unroll
-        for (int k = 0; k < 4; k++)
-            wgmma_ss<T, S::HEADS>(s[k % CHAINS], desc_advance(a, k * 32), desc_advance(b, k * 32),
-                                  n > 0 || k >= CHAINS);
-        tile.next();
+        for (int j = 0; j < S::GROUP; j++) {
+            const int n = group * S::GROUP + j, i = (n + S::TILES - S::ROPE / 64) % S::TILES;
+            const u64 b = wgmma_desc(smem + i * S::q_tile_bytes, 16, 1024, 128);
+#pragma unroll
+            for (int k = 0; k < 4; k++)
+                wgmma_ss<T, S::HEADS>(s[k % CHAINS], desc_advance(a, j * S::tile_bytes + k * 32),
+                                      desc_advance(b, k * 32), n > 0 || k >= CHAINS);
+        }
+        slots.next();
     }
     wgmma_commit();
 }
@@ -481,12 +484,13 @@ __device__ __forceinline__ void rescale(float (&o)[OUT_TILES][S::HEADS / 2],
     }
 }
 
-/* Slot of the first tile of this warpgroup's columns in a block whose first tile is in `first`, and
- * of the n-th one. */
-template <class S> __device__ __forceinline__ u32 value_slot(u32 first, u32 wg, int n)
+/* Where tile n of a block lies whose first group is in slot `first`. */
+template <class S> __device__ __forceinline__ u32 tile_at(u32 smem, u32 first, u32 n)
 {
-    u32 slot = first + S::ROPE / 64 + wg * OUT_TILES + n;
-    return slot >= S::SLOTS ? slot - S::SLOTS : slot;
+    const u32 group = S::GROUP == 3 ? n * 11 >> 5 : n / S::GROUP; /* n / 3 */
+    u32 slot = first + group;
+    slot = slot >= S::SLOTS ? slot - S::SLOTS : slot;
+    return smem + S::k_at + (slot * S::GROUP + n - group * S::GROUP) * S::tile_bytes;
 }
 
 template <class S>
@@ -506,8 +510,7 @@ __device__ __forceinline__ void issue_values(float (&o)[OUT_TILES][S::HEADS / 2]
     u64 a[OUT_TILES];
 #pragma unroll
     for (int m = 0; m < OUT_TILES; m++)
-        a[m] = wgmma_desc(smem + S::k_at + value_slot<S>(first, wg, m) * S::tile_bytes, 16, 1024,
-                          128);
+        a[m] = wgmma_desc(tile_at<S>(smem, first, S::ROPE / 64 + wg * OUT_TILES + m), 16, 1024, 128);
     bind_values<S>(o);
     wgmma_fence();
 #pragma unroll
@@ -519,13 +522,17 @@ __device__ __forceinline__ void issue_values(float (&o)[OUT_TILES][S::HEADS / 2]
     wgmma_commit();
 }
 
-template <class S> __device__ __forceinline__ void free_values(u32 smem, u32 wg, u32 first)
+/* This warpgroup has no more use for a block. */
+template <class S> __device__ __forceinline__ void free_block(u32 smem, u32 first)
 {
     __syncwarp();
-    if (elect_one())
+    if (elect_one()) {
 #pragma unroll
-        for (int m = 0; m < OUT_TILES; m++)
-            mbarrier_arrive(smem + S::k_free + value_slot<S>(first, wg, m) * 8);
+        for (u32 group = 0; group < S::GROUPS; group++) {
+            const u32 slot = first + group;
+            mbarrier_arrive(smem + S::k_free + (slot >= S::SLOTS ? slot - S::SLOTS : slot) * 8);
+        }
+    }
     __syncwarp();
 }
 
@@ -609,11 +616,11 @@ __device__ __forceinline__ void attend_works(const struct mla_few_sm90_args &arg
 {
     const struct mla_mqa_args &a = args.a;
     struct ring<2> slot;
-    struct ring<S::SLOTS> tile; /* of the block at hand */
+    struct ring<S::SLOTS> first; /* group of the block at hand */
     u32 q_phase = 0, own_phase = 0, block = 0; /* block: counted over all works */
     struct few_rows<S::LANE_HEADS> r;
     r.phase = 0;
-    const bool loads = warp_index() == 4;
+    const bool loads = warp_index() == S::GATHER;
     if (loads)
         load_queries<S>(args, smem, slot);
     for (;;) {
@@ -644,13 +651,13 @@ __device__ __forceinline__ void attend_works(const struct mla_few_sm90_args &arg
                 mbarrier_wait(smem + S::q_full, q_phase);
             q_phase ^= 1;
         }
-        u32 before = 0; /* slot of the first tile of the block before */
+        u32 before = 0; /* slot of the first group of the block before */
         auto take_turn = [&](auto is_first, bool last) __attribute__((always_inline))
         {
             constexpr bool FIRST = decltype(is_first)::value;
             float s[CHAINS][S::HEADS / 2];
             u32 p[S::HEADS / 4];
-            score_block<T, S>(s, smem, tile);
+            score_block<T, S>(s, smem, first);
             if (MLA_MUTANT == 8 && loads && last)
                 load_queries<S>(args, smem, next);
             if (!FIRST) {
@@ -664,8 +671,6 @@ __device__ __forceinline__ void attend_works(const struct mla_few_sm90_args &arg
 #pragma unroll
             for (int c = 0; c < CHAINS; c++)
                 wgmma_bind(s[c]);
-            if (S::ROPE)
-                release(smem + S::k_free + tile.stage * 8);
 #pragma unroll
             for (int c = 1; c < CHAINS; c++)
 #pragma unroll
@@ -677,7 +682,7 @@ __device__ __forceinline__ void attend_works(const struct mla_few_sm90_args &arg
                 wgmma_wait<0>();
                 bind_values<S>(o);
                 if (MLA_MUTANT != 9)
-                    free_values<S>(smem, wg, before);
+                    free_block<S>(smem, before);
                 r.phase ^= 1;
             }
             publish_block<S>(p, smem, wg, r);
@@ -685,28 +690,28 @@ __device__ __forceinline__ void attend_works(const struct mla_few_sm90_args &arg
             if (MLA_MUTANT != 4)
                 mbarrier_wait(smem + S::p_full + wg * 8, own_phase);
             own_phase ^= 1;
-            issue_values<T, S>(o, smem, wg, wg, tile.stage);
+            issue_values<T, S>(o, smem, wg, wg, first.stage);
             if (MLA_MUTANT == 9) {
-                free_values<S>(smem, wg, tile.stage);
+                free_block<S>(smem, first.stage);
                 if (!FIRST)
-                    free_values<S>(smem, wg, before);
+                    free_block<S>(smem, before);
             }
             wgmma_wait<0>();
             bind_values<S>(o);
             if (MLA_MUTANT != 9)
-                free_values<S>(smem, wg, tile.stage);
+                free_block<S>(smem, first.stage);
         };
         if (n.steps > 0 && (block & 1) == wg) {
             take_turn(yes(), n.steps <= 2);
             block++;
-            before = tile.stage;
-            tile.skip(S::TILES);
+            before = first.stage;
+            first.skip(S::GROUPS);
         }
 #pragma unroll 1
         while (block < end) {
             /* the other's block */
-            before = tile.stage;
-            tile.skip(S::TILES);
+            before = first.stage;
+            first.skip(S::GROUPS);
             if (++block == end) {
                 read_block<S>(smem, wg ^ 1, &r);
 #pragma unroll
@@ -716,14 +721,14 @@ __device__ __forceinline__ void attend_works(const struct mla_few_sm90_args &arg
                 issue_values<T, S>(o, smem, wg, wg ^ 1, before);
                 wgmma_wait<0>();
                 bind_values<S>(o);
-                free_values<S>(smem, wg, before);
+                free_block<S>(smem, before);
                 r.phase ^= 1;
                 break;
             }
             take_turn(no(), block + 2 >= end);
             block++;
-            before = tile.stage;
-            tile.skip(S::TILES);
+            before = first.stage;
+            first.skip(S::GROUPS);
         }
         if (loads && MLA_MUTANT != 8) /* all scores are done: P of every block has been seen */
             load_queries<S>(args, smem, next);
@@ -737,7 +742,7 @@ __device__ __forceinline__ void attend_works(const struct mla_few_sm90_args &arg
 /* ------------------------------------------------------------------- kernel */
 
 template <class T, class S>
-__global__ void __launch_bounds__(FEW_THREADS, 1)
+__global__ void __launch_bounds__(S::THREADS, 1)
     few_sm90_kernel(const __grid_constant__ struct mla_few_sm90_args args)
 {
     const u32 smem = dynamic_smem();
@@ -753,25 +758,29 @@ __global__ void __launch_bounds__(FEW_THREADS, 1)
         }
         for (int i = 0; i < S::SLOTS; i++) {
             mbarrier_init(smem + S::k_full + i * 8, 32 * S::GATHER);
-            mbarrier_init(smem + S::k_free + i * 8, 4);
+            mbarrier_init(smem + S::k_free + i * 8, 8);
         }
         mbarrier_init(smem + S::q_full, 1);
         fence_mbarrier_init();
     }
     __syncthreads();
-    if (warp < 4) {
+    if (warp < S::GATHER) {
+        if (S::GATHER == 8 && S::HEADS == 32)
+            setmaxnreg_dec<88>();
         MLA_ROLE("gather");
         gather_works<S>(args, smem);
     } else {
+        if (S::GATHER == 8 && S::HEADS == 32)
+            setmaxnreg_inc<168>();
         MLA_ROLE("softmax");
-        attend_works<T, S>(args, smem, warp / 4 - 1);
+        attend_works<T, S>(args, smem, (warp - S::GATHER) / 4);
     }
 }
 
 template <class T, int ROPE, int HEADS> static struct mla_mqa_tile few_entry()
 {
     typedef few_shape<ROPE, HEADS> S;
-    return {mla_kernel_address(few_sm90_kernel<T, S>), S::shared_bytes, FEW_THREADS, 1};
+    return {mla_kernel_address(few_sm90_kernel<T, S>), S::shared_bytes, S::THREADS, 1};
 }
 
 /* heads: 16 or 32 */
