@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Absorbed-form attention of up to 32 heads on sm_90, host side: the engine of sparse_mqa_few.cuh and
- * its rows. Requests are cut as mqa_any cuts them, whose tiles of 16 and 32 rows take the launches that this
+/* Absorbed-form attention of up to 16 heads on sm_90, host side: the engine of sparse_mqa_few.cuh and
+ * its rows. Requests are cut as mqa_any cuts them, whose tile of 16 rows takes the launches that this
  * kernel can't: rows of q or the cache that are not aligned to 16 bytes. */
 #include "sparse_mqa_few.h"
 
@@ -43,16 +43,10 @@ static bool supports(const struct mla_job *job, char *why, size_t bytes)
     return false;
 }
 
-static int tile_heads(const mla_problem *p)
-{
-    return p->heads_q <= 16 ? 16 : 32;
-}
-
 static struct mla_mqa_tile few_tile(const mla_problem *p)
 {
-    int rope = (int)p->qk_rope_dim, heads = tile_heads(p);
-    return p->q_dtype == MLA_BF16 ? mla_few_sm90_tile_bf16(heads, rope)
-                                  : mla_few_sm90_tile_f16(heads, rope);
+    int rope = (int)p->qk_rope_dim;
+    return p->q_dtype == MLA_BF16 ? mla_few_sm90_tile_bf16(rope) : mla_few_sm90_tile_f16(rope);
 }
 
 mla_status mla_few_sm90_prepare(const mla_problem *problem)
@@ -73,13 +67,13 @@ mla_status mla_few_sm90_launch(const struct mla_job *job, const struct mla_mqa_t
     const uint64_t dims[3] = {(uint64_t)(MLA_MQA_LATENT + p->qk_rope_dim), (uint64_t)p->heads_q,
                               (uint64_t)mla_total_q(p)};
     const uint64_t strides[2] = {(uint64_t)args->q_stride[1], (uint64_t)args->q_stride[0]};
-    const uint32_t box[3] = {64, (uint32_t)tile_heads(p), 1};
+    const uint32_t box[3] = {64, MLA_FEW_SM90_HEADS, 1};
     mla_status status = mla_tensor_map_tiled(&g.q, 2, 3, args->q, dims, strides, box, 128);
     if (status != MLA_OK)
         return status;
     MLA_CUDA(cudaDeviceGetAttribute(&sms, cudaDevAttrMultiProcessorCount, job->context->device));
     struct mla_mqa_tile t = few_tile(p);
-    return mla_mqa_launch_grid(&t, &g, launch->blocks < sms ? launch->blocks : sms, stream);
+    return mla_mqa_launch_grid(&t, &g, launch->blocks < 2 * sms ? launch->blocks : 2 * sms, stream);
 }
 
 static mla_status scratch(const struct mla_job *job, size_t *bytes)

@@ -60,42 +60,25 @@
 #include "sparse_mqa_few.h"
 #include "warpgroup.cuh"
 
-static const int KEYS = MLA_FEW_SM90_KEYS;
-static const int OUT_TILES = MLA_MQA_LATENT / 64 / 2; /* of a warpgroup */
-#ifndef FEW_GATHER
-#define FEW_GATHER 4
-#endif
-#ifndef FEW_CHAINS
-#define FEW_CHAINS 1
-#endif
-static const int CHAINS = FEW_CHAINS; /* sums of the scores under way side by side */
+static const int FEW_THREADS = 256, KEYS = MLA_FEW_SM90_KEYS, HEADS = MLA_FEW_SM90_HEADS;
+static const int OUT_TILES = MLA_MQA_LATENT / 64;
 
-template <int ROPE_, int HEADS_> struct few_shape {
-    static const int ROPE = ROPE_, HEADS = HEADS_, TILES = MLA_MQA_LATENT / 64 + ROPE / 64;
-    static const int LANE_HEADS = HEADS / 4; /* of a lane */
-    static const int GATHER = FEW_GATHER,    /* warps; keys of each thread of them */
-        ROWS = KEYS / (4 * GATHER), STEP = 4 * GATHER;
-    static const int THREADS = (GATHER + 8) * 32;
-    static const int GROUP = ROPE ? 3 : 4, GROUPS = TILES / GROUP; /* tiles that come together */
+template <int ROPE_> struct few_shape {
+    static const int ROPE = ROPE_, TILES = OUT_TILES + ROPE / 64, SLOTS = 11;
+    static const int GATHER = 4, /* warps; keys of each thread of them */
+        ROWS = KEYS / (4 * GATHER);
     static const u32 tile_bytes = KEYS * 128, q_tile_bytes = HEADS * 128;
-    static const u32 p_bytes = KEYS * HEADS * 2, head_bytes = HEADS * 4;
-    static const int SLOTS = (HEADS == 16 ? 25 : 22) / GROUP;
-    static const u32 group_bytes = GROUP * tile_bytes;
-    static const u32 k_at = 9 * q_tile_bytes, p_at = k_at + SLOTS * group_bytes; /* [block % 2] */
-    static const u32 best_at = p_at + 2 * p_bytes;         /* [warpgroup][warp][head] */
-    static const u32 tops_at = best_at + 8 * head_bytes;   /* [block % 2][head] */
-    static const u32 factors_at = tops_at + 2 * head_bytes; /* [block % 2][head] */
-    static const u32 sums_at = factors_at + 2 * head_bytes; /* [work % 2][warpgroup][warp][head] */
-    static const u32 seen_at = sums_at + 16 * head_bytes;  /* [block % 4][key], bytes */
-    static const u32 works_at = seen_at + 4 * KEYS;        /* 32 bytes each */
+    static const u32 k_at = 9 * q_tile_bytes, p_at = k_at + SLOTS * tile_bytes;
+    static const u32 tops_at = p_at + KEYS * HEADS * 2; /* [warp][head], floats */
+    static const u32 sums_at = tops_at + 4 * HEADS * 4; /* [work % 2][warp][head] */
+    static const u32 seen_at = sums_at + 8 * HEADS * 4; /* [block % 2][key], bytes */
+    static const u32 works_at = seen_at + 2 * KEYS;     /* 32 bytes each */
     static const u32 work_full = works_at + 2 * 32, work_free = work_full + 16,
-                     seen = work_free + 16, p_full = seen + 32, k_full = p_full + 16,
-                     k_free = k_full + 8 * SLOTS, q_full = k_free + 8 * SLOTS,
-                     shared_bytes = q_full + 8;
+                     seen = work_free + 16, k_full = seen + 16, k_free = k_full + 8 * SLOTS,
+                     q_full = k_free + 8 * SLOTS, shared_bytes = q_full + 8;
     static_assert(ROPE == 0 || ROPE == 64, "rope 0 or 64");
-    static_assert(HEADS == 16 || HEADS == 32, "16 or 32 heads");
-    static_assert(4 * GROUPS >= SLOTS && SLOTS >= 2 * GROUPS, "visible keys: four places");
-    static_assert(shared_bytes <= 232448, "227 KB of shared memory a block");
+    static_assert(2 * TILES - SLOTS >= 1 && 2 * TILES - SLOTS < TILES, "visible keys: two places");
+    static_assert(shared_bytes <= 115712, "two blocks an SM");
 };
 
 /* What the math warps learn of a work. */
@@ -135,9 +118,7 @@ __device__ __forceinline__ bool find_few_work(const struct mla_mqa_args &a, int 
     if (a.seq_lens_kv)
         seq_len = max(0, min(seq_len, a.seq_lens_kv[r->index]));
     w->end = max(0, a.causal ? min(seq_len, seq_len - r->query_len + in_request + 1) : seq_len);
-    w->count = !a.topk       ? w->end
-               : a.topk_lens ? max(0, min(a.topk, a.topk_lens[token]))
-                             : a.topk;
+    w->count = !a.topk ? w->end : a.topk_lens ? max(0, min(a.topk, a.topk_lens[token])) : a.topk;
     w->pages = a.cache.page_size ? a.cache.page_table + r->index * a.cache.page_table_stride : NULL;
     w->kv_start = r->kv_start;
     int all = (w->count + KEYS - 1) / KEYS, share = (all + r->splits - 1) / r->splits;
@@ -157,13 +138,13 @@ __device__ __forceinline__ void gather_works(const struct mla_few_sm90_args &arg
 {
     const struct mla_mqa_args &a = args.a;
     const struct mla_mqa_cache &c = a.cache;
-    /* Eight threads a row: key STEP i + sub of a block, pieces part, part + 8, ... */
+    /* Eight threads a row: key 16 i + sub of a block, pieces part, part + 8, ... */
     const u32 lane = opaque((u32)threadIdx.x), sub = lane / 8, part = lane % 8, warp = lane / 32;
     const u32 to = opaque(smem + S::k_at + sub * 128 + ((part ^ (sub & 7)) << 4));
     const bool joined =
         !S::ROPE || (c.rope - c.data == 1024 && (c.page_size || c.rope_row_bytes == c.row_bytes));
     struct ring<2> slot;
-    struct ring<S::SLOTS> slots;
+    struct ring<S::SLOTS> tile;
     u32 blocks = 0;
     for (int index = blockIdx.x;; index += gridDim.x) {
         struct few_work w = {};
@@ -198,9 +179,9 @@ __device__ __forceinline__ void gather_works(const struct mla_few_sm90_args &arg
             const int at = step * KEYS + (int)sub, left = w.count - at;
 #pragma unroll
             for (int i = 0; i < S::ROWS; i++)
-                ahead[i] = i * S::STEP >= left ? -1
-                           : w.list            ? w.list[at + i * S::STEP]
-                                               : w.first + at + i * S::STEP;
+                ahead[i] = i * 16 >= left ? -1
+                           : w.list       ? w.list[at + i * 16]
+                                          : w.first + at + i * 16;
         };
         auto fetch_pages = [&]() __attribute__((always_inline))
         {
@@ -233,40 +214,47 @@ __device__ __forceinline__ void gather_works(const struct mla_few_sm90_args &arg
                 }
                 data[i] = base + (at + in_page * c.row_bytes);
                 rope[i] = joined ? data[i] + 1024
-                                 : rope_base + (at + in_page * (w.pages ? c.row_bytes
-                                                                        : c.rope_row_bytes));
+                                 : rope_base +
+                                       (at + in_page * (w.pages ? c.row_bytes : c.rope_row_bytes));
                 if (!see) /* nothing is read, but let the address be one of the cache */
                     data[i] = base, rope[i] = rope_base;
                 data[i] = opaque(data[i]);
                 rope[i] = opaque(rope[i]);
                 there |= (u32)see << i;
             }
-#pragma unroll
-            for (int n = 0; n < S::TILES; n++) { /* rope comes first */
-                const int column = n - S::ROPE / 64;
-                if (n % S::GROUP == 0 && MLA_MUTANT != 7)
-                    mbarrier_wait(smem + S::k_free + slots.stage * 8, slots.phase ^ 1);
-                const u32 at = opaque(to + slots.stage * S::group_bytes);
+            auto copy_tile = [&](const char *const(&from)[S::ROWS], int column)
+                __attribute__((always_inline))
+            {
+                const u32 at = opaque(to + tile.stage * S::tile_bytes);
 #pragma unroll
                 for (int i = 0; i < S::ROWS; i++)
-                    cp_async_cg_16(at + n % S::GROUP * S::tile_bytes + i * S::STEP * 128,
-                                   column < 0 ? rope[i] : data[i] + column * 128,
-                                   there >> i & 1 ? 16 : 0);
-                if (n % S::GROUP != S::GROUP - 1)
-                    continue;
-                cp_async_mbarrier_arrive_noinc(smem + S::k_full + slots.stage * 8);
-                slots.next();
-                if (n != S::GROUP - 1)
-                    continue;
-                if (part == 0) {
+                    cp_async_cg_16(at + i * 2048, from[i] + column * 128, there >> i & 1 ? 16 : 0);
+                cp_async_mbarrier_arrive_noinc(smem + S::k_full + tile.stage * 8);
+                tile.next();
+            };
+            auto wait_free = [&]() __attribute__((always_inline))
+            {
+                if (MLA_MUTANT != 7)
+                    mbarrier_wait(smem + S::k_free + tile.stage * 8, tile.phase ^ 1);
+            };
+            wait_free();
+            if (S::ROPE)
+                copy_tile(rope, 0);
+            else
+                copy_tile(data, 0);
+            if (part == 0) {
 #pragma unroll
-                    for (int i = 0; i < S::ROWS; i++)
-                        st_shared(smem + S::seen_at + (blocks & 3) * KEYS + i * S::STEP + sub,
-                                  (unsigned char)(MLA_MUTANT == 5 || (there >> i & 1)));
-                }
-                release(smem + S::seen + (blocks & 3) * 8);
-                fetch_pages();
-                fetch_entries(step + 2);
+                for (int i = 0; i < S::ROWS; i++)
+                    st_shared(smem + S::seen_at + (blocks & 1) * KEYS + i * 16 + sub,
+                              (unsigned char)(MLA_MUTANT == 5 || (there >> i & 1)));
+            }
+            release(smem + S::seen + (blocks & 1) * 8);
+            fetch_pages();
+            fetch_entries(step + 2);
+#pragma unroll
+            for (int i = S::ROPE ? 0 : 1; i < OUT_TILES; i++) {
+                wait_free();
+                copy_tile(data, i);
             }
         }
     }
@@ -297,263 +285,191 @@ __device__ __forceinline__ void load_queries(const struct mla_few_sm90_args &arg
 /* ------------------------------------------------------------------- scores */
 
 /* A lane of the math warps holds S^T of two keys, 16 warp + lane / 4 and + 8, and O^T of as many
- * columns of each tile, for LANE_HEADS heads: of number j the head 8 (j / 2) + 2 (lane % 4) + j % 2,
- * in registers 4 (j / 2) + j % 2 and + 2 of each accumulator. */
+ * columns of each tile, for four heads: of number j = 0 to 3 the head 8 (j / 2) + 2 (lane % 4) + j %
+ * 2, in registers 4 (j / 2) + j % 2 and + 2 of each accumulator. */
 __device__ __forceinline__ int few_head(int j)
 {
     return j / 2 * 8 + (threadIdx.x & 3) * 2 + j % 2;
 }
 
-/* What a lane knows of its heads: of the block before, and its own keys' sum of weights. */
-template <int N> struct few_rows {
-    float top[N], factor[N], sum[N];
-    u32 phase; /* of the other warpgroup's P */
+/* What a lane knows of its heads: the largest score of all, its own keys' sum of weights. */
+struct few_rows {
+    float top[4], factor[4], sum[4];
 };
 
-/* Of N values that all lanes with the same lane % 4 hold, combined over them, the one of head number
- * lane / 4 · N / 8: x[j] is that of few_head(j). */
-template <int N, class F> __device__ __forceinline__ float combine_keys(const float (&x)[N], F both)
+/* Of four values that all lanes with the same lane % 4 hold, combined over them, the one of head
+ * number lane / 8: x[0] to x[3] are those of few_head. */
+template <class F> __device__ __forceinline__ float combine_keys(const float (&x)[4], F both)
 {
-    float y[N];
+    const bool upper = threadIdx.x & 16, odd = threadIdx.x & 8;
+    float y[2], z;
 #pragma unroll
-    for (int j = 0; j < N; j++)
-        y[j] = x[j];
-#pragma unroll
-    for (int n = N / 2, bit = 16; bit >= 4; bit /= 2, n /= 2) {
-        const bool upper = threadIdx.x & bit;
-        if (n == 0)
-            y[0] = both(y[0], __shfl_xor_sync(~0u, y[0], bit));
-#pragma unroll
-        for (int j = 0; j < n; j++)
-            y[j] = both(upper ? y[j + n] : y[j],
-                        __shfl_xor_sync(~0u, upper ? y[j] : y[j + n], bit));
-    }
-    return y[0];
+    for (int j = 0; j < 2; j++)
+        y[j] = both(upper ? x[j + 2] : x[j], __shfl_xor_sync(~0u, upper ? x[j] : x[j + 2], 16));
+    z = both(odd ? y[1] : y[0], __shfl_xor_sync(~0u, odd ? y[0] : y[1], 8));
+    return both(z, __shfl_xor_sync(~0u, z, 4));
 }
 
-/* Writes such a value, at[warp][head], for the other warps to read behind a barrier. */
-template <class S> __device__ __forceinline__ void share_heads(u32 at, float x)
+/* Writes such a value for the other warps; a barrier later all read what the four warps have. */
+__device__ __forceinline__ void share_heads(u32 at, float x)
 {
     const int lane = threadIdx.x % 32;
-    if (S::LANE_HEADS == 8 || !(lane & 4))
-        st_shared(at + threadIdx.x / 32 % 4 * S::head_bytes +
-                      few_head(lane / 4 * S::LANE_HEADS / 8) * 4,
-                  x);
+    if (!(lane & 4))
+        st_shared(at + (threadIdx.x / 32 % 4 * HEADS + lane % 4 * 4 + lane / 8) * 4, x);
 }
 
-/* x: what `rows` rows of all heads hold, combined. */
-template <class S, class F>
-__device__ __forceinline__ void read_heads(u32 at, int rows, float (&x)[S::LANE_HEADS], F both)
+template <class F> __device__ __forceinline__ void read_heads(u32 at, float (&x)[4], F both)
 {
+    float4 four[4];
 #pragma unroll
-    for (int row = 0; row < rows; row++)
-#pragma unroll
-        for (int i = 0; i < S::LANE_HEADS; i += 2) {
-            float2 two = ld_shared<float2>(at + row * S::head_bytes + few_head(i) * 4);
-            x[i] = row ? both(x[i], two.x) : two.x;
-            x[i + 1] = row ? both(x[i + 1], two.y) : two.y;
-        }
+    for (int warp = 0; warp < 4; warp++)
+        four[warp] = ld_shared<float4>(at + (warp * HEADS + threadIdx.x % 4 * 4) * 4);
+    x[0] = both(both(four[0].x, four[1].x), both(four[2].x, four[3].x));
+    x[1] = both(both(four[0].y, four[1].y), both(four[2].y, four[3].y));
+    x[2] = both(both(four[0].z, four[1].z), both(four[2].z, four[3].z));
+    x[3] = both(both(four[0].w, four[1].w), both(four[2].w, four[3].w));
 }
 
-/* S^T of a block, whose tiles come in groups. */
+/* S^T of a block: waits for its tiles one after another. at[i]: where tile i of Q's order lies. seen:
+ * does the token see this lane's keys? */
 template <class T, class S>
-__device__ __forceinline__ void score_block(float (&s)[CHAINS][S::HEADS / 2], u32 smem,
-                                            struct ring<S::SLOTS> slots)
+__device__ __forceinline__ void score_block(float (&s)[8], u32 (&at)[S::TILES], bool (&seen)[2],
+                                            u32 smem, u32 block, struct ring<S::SLOTS> *tile)
 {
 #pragma unroll
-    for (int group = 0; group < S::GROUPS; group++) {
-        if (MLA_MUTANT != 6 || group == 0)
-            mbarrier_wait(smem + S::k_full + slots.stage * 8, slots.phase);
+    for (int n = 0; n < S::TILES; n++) {
+        const int i = (n + S::TILES - S::ROPE / 64) % S::TILES; /* rope comes first */
+        at[i] = smem + S::k_at + tile->stage * S::tile_bytes;
+        if (MLA_MUTANT != 6 || n == 0)
+            mbarrier_wait(smem + S::k_full + tile->stage * 8, tile->phase);
+        tile->next();
         if (MLA_MUTANT != 1)
             fence_proxy_async();
         wgmma_fence();
-        const u64 a = wgmma_desc(smem + S::k_at + slots.stage * S::group_bytes, 16, 1024, 128);
+        const u64 a = wgmma_desc(at[i], 16, 1024, 128);
+        const u64 b = wgmma_desc(smem + i * S::q_tile_bytes, 16, 1024, 128);
 #pragma unroll
-        for (int j = 0; j < S::GROUP; j++) {
-            const int n = group * S::GROUP + j, i = (n + S::TILES - S::ROPE / 64) % S::TILES;
-            const u64 b = wgmma_desc(smem + i * S::q_tile_bytes, 16, 1024, 128);
-#pragma unroll
-            for (int k = 0; k < 4; k++)
-                wgmma_ss<T, S::HEADS>(s[k % CHAINS], desc_advance(a, j * S::tile_bytes + k * 32),
-                                      desc_advance(b, k * 32), n > 0 || k >= CHAINS);
+        for (int k = 0; k < 4; k++)
+            wgmma_ss<T, HEADS>(s, desc_advance(a, k * 32), desc_advance(b, k * 32), n > 0 || k > 0);
+        wgmma_commit();
+        if (n == 0) {
+            const u32 from = smem + S::seen_at + (block & 1) * KEYS + threadIdx.x / 32 % 4 * 16 +
+                             threadIdx.x % 32 / 4;
+            mbarrier_wait(smem + S::seen + (block & 1) * 8, block >> 1 & 1);
+            seen[0] = ld_shared<unsigned char>(from) != 0;
+            seen[1] = ld_shared<unsigned char>(from + 8) != 0;
         }
-        slots.next();
     }
-    wgmma_commit();
 }
 
-/* Softmax of this warpgroup's block; r->top and factor are those of the block before. */
+/* Softmax of a block; P^T goes to shared memory. */
 template <class T, class S>
-__device__ __forceinline__ void weigh_block(float (&s)[S::HEADS / 2], u32 (&p)[S::HEADS / 4],
-                                            u32 smem, u32 wg, u32 block, float scale,
-                                            struct few_rows<S::LANE_HEADS> *r)
+__device__ __forceinline__ void weigh_block(float (&s)[8], const bool (&seen)[2], u32 smem,
+                                            float scale, struct few_rows *r)
 {
-    const int N = S::LANE_HEADS, key = threadIdx.x / 32 % 4 * 16 + threadIdx.x % 32 / 4;
-    const u32 seen_at = smem + S::seen_at + (block & 3) * KEYS + key;
-    mbarrier_wait(smem + S::seen + (block & 3) * 8, block >> 2 & 1);
-    const bool seen[2] = {ld_shared<unsigned char>(seen_at) != 0,
-                          ld_shared<unsigned char>(seen_at + 8) != 0};
+    const int t = threadIdx.x & 3, key = threadIdx.x / 32 % 4 * 16 + threadIdx.x % 32 / 4;
     if (scale <= 0) { /* so that the largest is the largest */
 #pragma unroll
-        for (int i = 0; i < 2 * N; i++)
+        for (int i = 0; i < 8; i++)
             s[i] = scale == 0 ? 0 : -s[i];
         scale = scale == 0 ? 1 : -scale;
     }
-    float best[N];
+    float best[4];
 #pragma unroll
-    for (int i = 0; i < 2 * N; i++)
+    for (int i = 0; i < 8; i++)
         s[i] = seen[i >> 1 & 1] ? s[i] : -INFINITY;
 #pragma unroll
-    for (int j = 0; j < N; j++)
+    for (int j = 0; j < 4; j++)
         best[j] = fmaxf(s[j / 2 * 4 + j % 2], s[j / 2 * 4 + j % 2 + 2]);
     auto larger = [](float x, float y) { return fmaxf(x, y); };
-    const u32 best_at = smem + S::best_at + wg * 4 * S::head_bytes;
-    share_heads<S>(best_at, combine_keys(best, larger));
-    bar_sync(2 + wg, 128);
-    read_heads<S>(best_at, 4, best, larger);
+    share_heads(smem + S::tops_at, combine_keys(best, larger));
+    bar_sync(1, 128);
+    read_heads(smem + S::tops_at, best, larger);
+    u32 to = smem + S::p_at + key * 32 + t * 4;
+    float p[8];
 #pragma unroll
-    for (int j = 0; j < N; j++) {
+    for (int j = 0; j < 4; j++) {
         const int at = j / 2 * 4 + j % 2;
         float before = r->top[j];
         r->top[j] = fmaxf(before, best[j] * scale);
         /* -inf before the first key: any finite reference gives weights 0. */
         float reference = r->top[j] == -INFINITY ? 0 : r->top[j];
-        float factor = r->top[j] == before ? 1 : ex2_approx_ftz(before - reference);
-        s[at] = ex2_approx_ftz(fmaf(s[at], scale, -reference));
-        s[at + 2] = ex2_approx_ftz(fmaf(s[at + 2], scale, -reference));
-        r->sum[j] = fmaf(r->sum[j], r->factor[j] * factor, s[at] + s[at + 2]);
-        r->factor[j] = factor;
+        r->factor[j] = r->top[j] == before ? 1 : ex2_approx_ftz(before - reference);
+        p[at] = ex2_approx_ftz(fmaf(s[at], scale, -reference));
+        p[at + 2] = ex2_approx_ftz(fmaf(s[at + 2], scale, -reference));
+        r->sum[j] = fmaf(r->sum[j], r->factor[j], p[at] + p[at + 2]);
     }
 #pragma unroll
-    for (int i = 0; i < N; i++)
-        p[i] = T::pack(s[2 * i], s[2 * i + 1]);
-}
-
-/* P^T, the largest scores and factors of block % 2 = wg go to both warpgroups. */
-template <class S>
-__device__ __forceinline__ void publish_block(const u32 (&p)[S::HEADS / 4], u32 smem, u32 wg,
-                                              const struct few_rows<S::LANE_HEADS> &r)
-{
-    const int key = threadIdx.x / 32 % 4 * 16 + threadIdx.x % 32 / 4;
-    const u32 to = smem + S::p_at + wg * S::p_bytes + (threadIdx.x & 3) * 4;
+    for (int i = 0; i < 2; i++)
 #pragma unroll
-    for (int i = 0; i < S::HEADS / 8; i++)
-#pragma unroll
-        for (int half = 0; half < 2; half++) {
-            const u32 at = (key + half * 8) * S::HEADS * 2 + i * 16;
-            st_shared(to + (at ^ (at >> 7 & (S::HEADS / 8 - 1)) << 4), p[i * 2 + half]);
-        }
-    if (threadIdx.x % 128 < 4)
-#pragma unroll
-        for (int j = 0; j < S::LANE_HEADS; j++) {
-            st_shared(smem + S::tops_at + wg * S::head_bytes + few_head(j) * 4, r.top[j]);
-            st_shared(smem + S::factors_at + wg * S::head_bytes + few_head(j) * 4,
-                      MLA_MUTANT == 2 ? 1.0f : r.factor[j]);
-        }
+        for (int half = 0; half < 2; half++)
+            st_shared(to + half * 256 + ((u32)(i ^ (key >> 2 & 1)) << 4),
+                      T::pack(p[i * 4 + half * 2], p[i * 4 + half * 2 + 1]));
     if (MLA_MUTANT != 3)
         fence_proxy_async();
-    release(smem + S::p_full + wg * 8);
-}
-
-/* The other warpgroup's block is weighed: its largest scores and factors. */
-template <class S>
-__device__ __forceinline__ void read_block(u32 smem, u32 wg, struct few_rows<S::LANE_HEADS> *r)
-{
-    auto none = [](float x, float) { return x; };
-    mbarrier_wait(smem + S::p_full + wg * 8, r->phase);
-    read_heads<S>(smem + S::tops_at + wg * S::head_bytes, 1, r->top, none);
-    read_heads<S>(smem + S::factors_at + wg * S::head_bytes, 1, r->factor, none);
+    if (MLA_MUTANT != 4)
+        bar_sync(1, 128);
 }
 
 /* ------------------------------------------------------------------- output */
 
-template <class S>
-__device__ __forceinline__ void rescale(float (&o)[OUT_TILES][S::HEADS / 2],
-                                        const float (&factor)[S::LANE_HEADS])
+__device__ __forceinline__ void rescale(float (&o)[OUT_TILES][8], const float (&factor)[4])
 {
-    bool moved = false;
-#pragma unroll
-    for (int j = 0; j < S::LANE_HEADS; j++)
-        moved |= factor[j] != 1;
-    if (__any_sync(~0u, moved)) {
+    if (MLA_MUTANT != 2 &&
+        __any_sync(~0u, factor[0] != 1 || factor[1] != 1 || factor[2] != 1 || factor[3] != 1)) {
 #pragma unroll
         for (int m = 0; m < OUT_TILES; m++)
 #pragma unroll
-            for (int i = 0; i < S::HEADS / 2; i++)
+            for (int i = 0; i < 8; i++)
                 o[m][i] *= factor[i / 4 * 2 + i % 2];
     }
 }
 
-/* Where tile n of a block lies whose first group is in slot `first`. */
-template <class S> __device__ __forceinline__ u32 tile_at(u32 smem, u32 first, u32 n)
-{
-    const u32 group = S::GROUP == 3 ? n * 11 >> 5 : n / S::GROUP; /* n / 3 */
-    u32 slot = first + group;
-    slot = slot >= S::SLOTS ? slot - S::SLOTS : slot;
-    return smem + S::k_at + (slot * S::GROUP + n - group * S::GROUP) * S::tile_bytes;
-}
-
-template <class S>
-__device__ __forceinline__ void bind_values(float (&o)[OUT_TILES][S::HEADS / 2])
-{
-#pragma unroll
-    for (int m = 0; m < OUT_TILES; m++)
-        wgmma_bind(o[m]);
-}
-
-/* Issues O^T += V^T·P^T of a block. */
+/* O^T += V^T·P^T, tile by tile, each of which is then given back. */
 template <class T, class S>
-__device__ __forceinline__ void issue_values(float (&o)[OUT_TILES][S::HEADS / 2], u32 smem, u32 wg,
-                                             u32 owner, u32 first)
+__device__ __forceinline__ void add_values(float (&o)[OUT_TILES][8], const u32 (&at)[S::TILES],
+                                           u32 smem)
 {
-    const u64 b = wgmma_desc(smem + S::p_at + owner * S::p_bytes, 16, S::HEADS * 16, S::HEADS * 2);
-    u64 a[OUT_TILES];
-#pragma unroll
-    for (int m = 0; m < OUT_TILES; m++)
-        a[m] = wgmma_desc(tile_at<S>(smem, first, S::ROPE / 64 + wg * OUT_TILES + m), 16, 1024, 128);
-    bind_values<S>(o);
+    const int TOGETHER = 2; /* tiles */
+    const u64 b = wgmma_desc(smem + S::p_at, 16, 256, 32);
     wgmma_fence();
 #pragma unroll
-    for (int k = 0; k < KEYS / 16; k++)
+    for (int m = 0; m < OUT_TILES; m += TOGETHER) {
 #pragma unroll
-        for (int m = 0; m < OUT_TILES; m++)
-            wgmma_ss<T, S::HEADS, 1, 1>(o[m], desc_advance(a[m], k * 2048),
-                                        desc_advance(b, k * S::HEADS * 32), true);
-    wgmma_commit();
+        for (int k = 0; k < KEYS / 16; k++)
+#pragma unroll
+            for (int i = m; i < m + TOGETHER; i++)
+                wgmma_ss<T, HEADS, 1, 1>(o[i],
+                                         desc_advance(wgmma_desc(at[i], 16, 1024, 128), k * 2048),
+                                         desc_advance(b, k * 512), true);
+        wgmma_commit();
+    }
 }
 
-/* This warpgroup has no more use for a block. */
-template <class S> __device__ __forceinline__ void free_block(u32 smem, u32 first)
+/* A tile that products have read, which this warp has waited for. */
+template <class S> __device__ __forceinline__ void free_tile(u32 at, u32 smem)
 {
-    __syncwarp();
-    if (elect_one()) {
-#pragma unroll
-        for (u32 group = 0; group < S::GROUPS; group++) {
-            const u32 slot = first + group;
-            mbarrier_arrive(smem + S::k_free + (slot >= S::SLOTS ? slot - S::SLOTS : slot) * 8);
-        }
-    }
-    __syncwarp();
+    if (elect_one())
+        mbarrier_arrive(smem + S::k_free + (at - smem - S::k_at) / S::tile_bytes * 8);
 }
 
 /* Denominators: lse and max_logits or their partial values, and the factor of the output. */
 template <class S>
 __device__ __forceinline__ void end_rows(const struct mla_mqa_args &a, const struct few_note &n,
-                                         u32 smem, u32 wg, u32 slot,
-                                         struct few_rows<S::LANE_HEADS> *r)
+                                         u32 smem, u32 slot, struct few_rows *r)
 {
-    const u32 sums = smem + S::sums_at + slot * 8 * S::head_bytes;
+    const u32 sums = smem + S::sums_at + slot * 4 * HEADS * 4;
     auto plus = [](float x, float y) { return x + y; };
-    share_heads<S>(sums + wg * 4 * S::head_bytes, combine_keys(r->sum, plus));
-    bar_sync(1, 256);
-    read_heads<S>(sums, 8, r->sum, plus);
+    share_heads(sums, combine_keys(r->sum, plus));
+    bar_sync(1, 128);
+    read_heads(sums, r->sum, plus);
 #pragma unroll
-    for (int j = 0; j < S::LANE_HEADS; j++) {
+    for (int j = 0; j < 4; j++) {
         const int head = few_head(j);
         const bool there = head < a.heads, sink = there && !n.split && a.sink;
         float lse_log2;
         r->factor[j] = finish_row(r->top[j], r->sum[j], sink, sink ? a.sink[head] : 0, &lse_log2);
-        if (!there || wg != 0 || threadIdx.x % 128 >= 4)
+        if (!there || threadIdx.x % 128 >= 4)
             continue;
         if (n.split) {
             a.part_lse[n.part + head] = lse_log2;
@@ -577,14 +493,12 @@ __device__ __forceinline__ void store_one(int dtype, char *out, int64_t at, floa
             (uint16_t)(dtype == MLA_BF16 ? cvt_rn_bf16x2_f32(x, 0) : cvt_rn_f16x2_f32(x, 0));
 }
 
-template <class S>
 __device__ __forceinline__ void store_out(const struct mla_mqa_args &a, const struct few_note &n,
-                                          u32 wg, const float (&factor)[S::LANE_HEADS],
-                                          const float (&o)[OUT_TILES][S::HEADS / 2])
+                                          const float (&factor)[4], const float (&o)[OUT_TILES][8])
 {
-    const int column = wg * 256 + threadIdx.x / 32 % 4 * 16 + threadIdx.x % 32 / 4;
+    const int column = threadIdx.x / 32 % 4 * 16 + threadIdx.x % 32 / 4;
 #pragma unroll
-    for (int j = 0; j < S::LANE_HEADS; j++) {
+    for (int j = 0; j < 4; j++) {
         const int head = few_head(j);
         if (head >= a.heads)
             continue;
@@ -604,23 +518,14 @@ __device__ __forceinline__ void store_out(const struct mla_mqa_args &a, const st
     }
 }
 
-struct yes {
-    static const bool value = true;
-};
-struct no {
-    static const bool value = false;
-};
-
 template <class T, class S>
-__device__ __forceinline__ void attend_works(const struct mla_few_sm90_args &args, u32 smem, u32 wg)
+__device__ __forceinline__ void attend_works(const struct mla_few_sm90_args &args, u32 smem)
 {
     const struct mla_mqa_args &a = args.a;
     struct ring<2> slot;
-    struct ring<S::SLOTS> first; /* group of the block at hand */
-    u32 q_phase = 0, own_phase = 0, block = 0; /* block: counted over all works */
-    struct few_rows<S::LANE_HEADS> r;
-    r.phase = 0;
-    const bool loads = warp_index() == S::GATHER;
+    struct ring<S::SLOTS> tile;
+    u32 q_phase = 0, block = 0;
+    const bool loads = warp_index() == 4;
     if (loads)
         load_queries<S>(args, smem, slot);
     for (;;) {
@@ -632,108 +537,63 @@ __device__ __forceinline__ void attend_works(const struct mla_few_sm90_args &arg
             return;
         struct ring<2> next = slot;
         next.next();
-        float o[OUT_TILES][S::HEADS / 2];
+        float o[OUT_TILES][8];
+        struct few_rows r;
 #pragma unroll
-        for (int m = 0; m < OUT_TILES; m++)
+        for (int i = 0; i < OUT_TILES * 8; i++)
+            o[i / 8][i % 8] = 0;
 #pragma unroll
-            for (int i = 0; i < S::HEADS / 2; i++)
-                o[m][i] = 0;
-#pragma unroll
-        for (int j = 0; j < S::LANE_HEADS; j++) {
+        for (int j = 0; j < 4; j++) {
             r.top[j] = -INFINITY;
             r.factor[j] = 1;
             r.sum[j] = 0;
         }
-        const u32 end = block + n.steps;
         if (n.steps > 0) {
-            /* Who has no block of this work would come too late: the next queries may be there. */
-            if (n.steps > 1 || (block & 1) == wg)
-                mbarrier_wait(smem + S::q_full, q_phase);
+            mbarrier_wait(smem + S::q_full, q_phase);
             q_phase ^= 1;
-        }
-        u32 before = 0; /* slot of the first group of the block before */
-        auto take_turn = [&](auto is_first, bool last) __attribute__((always_inline))
-        {
-            constexpr bool FIRST = decltype(is_first)::value;
-            float s[CHAINS][S::HEADS / 2];
-            u32 p[S::HEADS / 4];
-            score_block<T, S>(s, smem, first);
-            if (MLA_MUTANT == 8 && loads && last)
-                load_queries<S>(args, smem, next);
-            if (!FIRST) {
-                read_block<S>(smem, wg ^ 1, &r);
-                rescale<S>(o, r.factor);
-                issue_values<T, S>(o, smem, wg, wg ^ 1, before);
-                wgmma_wait<1>();
-            } else {
-                wgmma_wait<0>();
-            }
-#pragma unroll
-            for (int c = 0; c < CHAINS; c++)
-                wgmma_bind(s[c]);
-#pragma unroll
-            for (int c = 1; c < CHAINS; c++)
-#pragma unroll
-                for (int i = 0; i < S::HEADS / 2; i++)
-                    s[0][i] += s[c][i];
-            weigh_block<T, S>(s[0], p, smem, wg, block, a.scale_log2, &r);
-            if (!FIRST) { /* the other's P is read: it may write the next */
-                mbarrier_wait(smem + S::p_full + (wg ^ 1) * 8, r.phase); /* holds the wait here */
-                wgmma_wait<0>();
-                bind_values<S>(o);
-                if (MLA_MUTANT != 9)
-                    free_block<S>(smem, before);
-                r.phase ^= 1;
-            }
-            publish_block<S>(p, smem, wg, r);
-            rescale<S>(o, r.factor);
-            if (MLA_MUTANT != 4)
-                mbarrier_wait(smem + S::p_full + wg * 8, own_phase);
-            own_phase ^= 1;
-            issue_values<T, S>(o, smem, wg, wg, first.stage);
-            if (MLA_MUTANT == 9) {
-                free_block<S>(smem, first.stage);
-                if (!FIRST)
-                    free_block<S>(smem, before);
-            }
-            wgmma_wait<0>();
-            bind_values<S>(o);
-            if (MLA_MUTANT != 9)
-                free_block<S>(smem, first.stage);
-        };
-        if (n.steps > 0 && (block & 1) == wg) {
-            take_turn(yes(), n.steps <= 2);
-            block++;
-            before = first.stage;
-            first.skip(S::GROUPS);
+        } else if (loads) {
+            load_queries<S>(args, smem, next);
         }
 #pragma unroll 1
-        while (block < end) {
-            /* the other's block */
-            before = first.stage;
-            first.skip(S::GROUPS);
-            if (++block == end) {
-                read_block<S>(smem, wg ^ 1, &r);
+        for (int step = 0; step < n.steps; step++, block++) {
+            float s[8];
+            u32 at[S::TILES];
+            bool seen[2];
+            score_block<T, S>(s, at, seen, smem, block, &tile);
+            if (MLA_MUTANT == 8 && loads && step + 1 == n.steps)
+                load_queries<S>(args, smem, next);
+            wgmma_wait<0>();
+            wgmma_bind(s);
+            if (S::ROPE)
+                free_tile<S>(at[S::TILES - 1], smem);
+            weigh_block<T, S>(s, seen, smem, a.scale_log2, &r);
+            /* all warps' scores are done */
+            if (MLA_MUTANT != 8 && loads && step + 1 == n.steps)
+                load_queries<S>(args, smem, next);
+            rescale(o, r.factor);
+            add_values<T, S>(o, at, smem);
+            if (MLA_MUTANT == 9)
+                free_tile<S>(at[OUT_TILES - 1], smem);
+            auto free_two = [&](int i) __attribute__((always_inline))
+            {
+                free_tile<S>(at[i], smem);
+                if (MLA_MUTANT != 9 || i + 1 != OUT_TILES - 1)
+                    free_tile<S>(at[i + 1], smem);
+            };
+            wgmma_wait<3>();
+            free_two(0);
+            wgmma_wait<2>();
+            free_two(2);
+            wgmma_wait<1>();
+            free_two(4);
+            wgmma_wait<0>();
+            free_two(6);
 #pragma unroll
-                for (int j = 0; j < S::LANE_HEADS; j++)
-                    r.sum[j] *= r.factor[j];
-                rescale<S>(o, r.factor);
-                issue_values<T, S>(o, smem, wg, wg ^ 1, before);
-                wgmma_wait<0>();
-                bind_values<S>(o);
-                free_block<S>(smem, before);
-                r.phase ^= 1;
-                break;
-            }
-            take_turn(no(), block + 2 >= end);
-            block++;
-            before = first.stage;
-            first.skip(S::GROUPS);
+            for (int m = 0; m < OUT_TILES; m++)
+                wgmma_bind(o[m]);
         }
-        if (loads && MLA_MUTANT != 8) /* all scores are done: P of every block has been seen */
-            load_queries<S>(args, smem, next);
-        end_rows<S>(a, n, smem, wg, slot.stage, &r);
-        store_out<S>(a, n, wg, r.factor, o);
+        end_rows<S>(a, n, smem, slot.stage, &r);
+        store_out(a, n, r.factor, o);
         release(smem + S::work_free + slot.stage * 8);
         slot.next();
     }
@@ -742,7 +602,7 @@ __device__ __forceinline__ void attend_works(const struct mla_few_sm90_args &arg
 /* ------------------------------------------------------------------- kernel */
 
 template <class T, class S>
-__global__ void __launch_bounds__(S::THREADS, 1)
+__global__ void __launch_bounds__(FEW_THREADS, 2)
     few_sm90_kernel(const __grid_constant__ struct mla_few_sm90_args args)
 {
     const u32 smem = dynamic_smem();
@@ -750,45 +610,35 @@ __global__ void __launch_bounds__(S::THREADS, 1)
     if (warp == 0 && elect_one()) {
         for (int i = 0; i < 2; i++) {
             mbarrier_init(smem + S::work_full + i * 8, 1);
-            mbarrier_init(smem + S::work_free + i * 8, 8);
-            mbarrier_init(smem + S::p_full + i * 8, 4);
-        }
-        for (int i = 0; i < 4; i++) {
+            mbarrier_init(smem + S::work_free + i * 8, 4);
             mbarrier_init(smem + S::seen + i * 8, S::GATHER);
         }
         for (int i = 0; i < S::SLOTS; i++) {
             mbarrier_init(smem + S::k_full + i * 8, 32 * S::GATHER);
-            mbarrier_init(smem + S::k_free + i * 8, 8);
+            mbarrier_init(smem + S::k_free + i * 8, 4);
         }
         mbarrier_init(smem + S::q_full, 1);
         fence_mbarrier_init();
     }
     __syncthreads();
-    if (warp < S::GATHER) {
-        if (S::GATHER == 8 && S::HEADS == 32)
-            setmaxnreg_dec<88>();
+    if (warp < 4) {
         MLA_ROLE("gather");
         gather_works<S>(args, smem);
     } else {
-        if (S::GATHER == 8 && S::HEADS == 32)
-            setmaxnreg_inc<168>();
         MLA_ROLE("softmax");
-        attend_works<T, S>(args, smem, (warp - S::GATHER) / 4);
+        attend_works<T, S>(args, smem);
     }
 }
 
-template <class T, int ROPE, int HEADS> static struct mla_mqa_tile few_entry()
+template <class T, int ROPE> static struct mla_mqa_tile few_entry()
 {
-    typedef few_shape<ROPE, HEADS> S;
-    return {mla_kernel_address(few_sm90_kernel<T, S>), S::shared_bytes, S::THREADS, 1};
+    typedef few_shape<ROPE> S;
+    return {mla_kernel_address(few_sm90_kernel<T, S>), S::shared_bytes, FEW_THREADS, 1};
 }
 
-/* heads: 16 or 32 */
-template <class T> static struct mla_mqa_tile few_tile(int heads, int rope_dim)
+template <class T> static struct mla_mqa_tile few_tile(int rope_dim)
 {
-    if (heads == 16)
-        return rope_dim ? few_entry<T, 64, 16>() : few_entry<T, 0, 16>();
-    return rope_dim ? few_entry<T, 64, 32>() : few_entry<T, 0, 32>();
+    return rope_dim ? few_entry<T, 64>() : few_entry<T, 0>();
 }
 
 #endif

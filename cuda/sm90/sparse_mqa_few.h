@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Absorbed-form attention of up to 32 heads on sm_90: what the host passes to the kernels of
+/* Absorbed-form attention of up to 16 heads on sm_90: what the host passes to the kernels of
  * sparse_mqa_few.cuh. */
 #ifndef MLA_CUDA_SM90_SPARSE_MQA_FEW_H
 #define MLA_CUDA_SM90_SPARSE_MQA_FEW_H
@@ -11,19 +11,18 @@
 extern "C" {
 #endif
 
-enum { MLA_FEW_SM90_KEYS = 64, MLA_FEW_SM90_HEADS = 32 };
+enum { MLA_FEW_SM90_KEYS = 64, MLA_FEW_SM90_HEADS = 16 };
 
 struct mla_few_sm90_args {
     struct mla_mqa_args a;
-    struct mla_tensor_map q; /* dimensions d, heads, tokens; boxes of 64 columns of all heads */
+    struct mla_tensor_map q; /* dimensions d, heads, tokens; boxes of 64 columns of 16 heads */
     int32_t works;           /* tokens times splits */
 };
 
-/* heads: 16 or 32, those of the tile */
-struct mla_mqa_tile mla_few_sm90_tile_bf16(int heads, int rope_dim);
-struct mla_mqa_tile mla_few_sm90_tile_f16(int heads, int rope_dim);
+struct mla_mqa_tile mla_few_sm90_tile_bf16(int rope_dim);
+struct mla_mqa_tile mla_few_sm90_tile_f16(int rope_dim);
 
-/* sparse_mqa_few.c. Can the kernel take a job's lists, whose tiles are mqa_any's of as many rows? */
+/* sparse_mqa_few.c. Can the kernel take a job's lists, whose tiles are mqa_any's of 16 rows? */
 bool mla_few_sm90_fits(const struct mla_job *job);
 /* Permission for the kernel's shared memory, once a plan. */
 mla_status mla_few_sm90_prepare(const mla_problem *problem);
