@@ -566,19 +566,19 @@ __device__ __forceinline__ void attend_works(const struct mla_few_sm90_args &arg
             wgmma_bind(s);
             if (S::ROPE)
                 free_tile<S>(at[S::TILES - 1], smem);
+            if (MLA_MUTANT == 9)
+                free_tile<S>(at[0], smem);
             weigh_block<T, S>(s, seen, smem, a.scale_log2, &r);
             /* all warps' scores are done */
             if (MLA_MUTANT != 8 && loads && step + 1 == n.steps)
                 load_queries<S>(args, smem, next);
             rescale(o, r.factor);
             add_values<T, S>(o, at, smem);
-            if (MLA_MUTANT == 9)
-                free_tile<S>(at[OUT_TILES - 1], smem);
             auto free_two = [&](int i) __attribute__((always_inline))
             {
-                free_tile<S>(at[i], smem);
-                if (MLA_MUTANT != 9 || i + 1 != OUT_TILES - 1)
-                    free_tile<S>(at[i + 1], smem);
+                if (MLA_MUTANT != 9 || i > 0)
+                    free_tile<S>(at[i], smem);
+                free_tile<S>(at[i + 1], smem);
             };
             wgmma_wait<3>();
             free_two(0);
