@@ -206,23 +206,32 @@ static void test_missing_pages(void **state)
         "attend heads=40 nope=64 v=64 batch=q2s330,q1s300 page=128 topk=0",
         "attend heads=12 nope=64 v=64 batch=q6s300 page=8 topk=0 causal=0",
         "attend heads=20 nope=64 v=64 batch=q4s300 page=16 cache=fp8_ds_mla topk=0",
+        "attend heads=3 nope=192 v=256 batch=q4s300 page=16 topk=0",
     };
     (void)state;
     if (!device)
         skip();
-    /* It brings whole blocks of keys, and need not be the first to take these. */
+    /* They bring whole blocks of keys, and need not be the first to take these. */
     const char *tensor = device->sm == 90    ? "mqa_decode_latent_sm90"
                          : device->sm == 100 ? "mqa_decode_latent_sm100"
                                              : NULL;
+    const char *expanded = device->sm == 90    ? "mha_latent_sm90"
+                           : device->sm == 100 ? "mha_latent_sm100"
+                                               : NULL;
     for (size_t i = 0; i < sizeof texts / sizeof *texts; i++) {
         struct run r;
         make(&r, texts[i]);
         int32_t *pages = r.k.tensors.page_table.data;
         pages[2] = -1;
-        pages[i < 2 ? 7 : 1] = (int32_t)r.k.problem.num_pages;
+        pages[i < 2 || i == 5 ? 7 : 1] = (int32_t)r.k.problem.num_pages;
         plan(&r, MLA_ROUTE_DENSE_MHA, 0);
         run(&r);
         judge(&r, "pages hidden, dense-mha");
+        if (expanded) {
+            plan_named(&r, MLA_ROUTE_DENSE_MHA, 0, expanded);
+            run(&r);
+            judge(&r, expanded);
+        }
         plan(&r, MLA_ROUTE_DENSE_MQA, 0);
         run(&r);
         judge(&r, "pages hidden, dense-mqa");

@@ -337,9 +337,10 @@ bool mla_mha_one_pass(const struct mla_mha_plan *plan)
 
 static mla_status make_mask(const struct mla_job *job, const struct mla_mha_plan *plan,
                             const mla_tensors *t, const struct pass *pass, uint32_t *mask,
-                            uint32_t *columns, void *stream)
+                            char *scratch, void *stream)
 {
     const mla_problem *p = job->problem;
+    const size_t before = aligned(plan->engine->scratch_bytes);
     struct mla_mask_args a = {
         .segments = plan->table + pass->first,
         .num_segments = pass->count,
@@ -350,7 +351,7 @@ static mla_status make_mask(const struct mla_job *job, const struct mla_mha_plan
         .words = (int32_t)plan->words,
         .seq_lens_kv = t->seq_lens_kv,
         .mask = mask,
-        .columns = columns,
+        .columns = (uint32_t *)(void *)(scratch + before),
     };
     if (plan->from_lists) {
         a.indices = t->topk_indices.data;
@@ -361,7 +362,7 @@ static mla_status make_mask(const struct mla_job *job, const struct mla_mha_plan
         a.given_stride = mla_stride0(&t->mask, plan->given_words);
     }
     void *args[] = {&a};
-    MLA_CUDA(cudaMemsetAsync(columns, 0, (size_t)(pass->tiles * plan->words) * 4, stream));
+    MLA_CUDA(cudaMemsetAsync(scratch, 0, before + (size_t)(pass->tiles * plan->words) * 4, stream));
     if (plan->engine->make_mask)
         return plan->engine->make_mask(&a, pass->tiles, stream);
     MLA_CUDA(cudaLaunchKernel(mla_mask_function(), (dim3){(unsigned)pass->rows, 1, 1},
@@ -427,28 +428,30 @@ mla_status mla_mha_launch(const struct mla_job *job, const struct mla_mha_plan *
                           bool build_mask, void *stream)
 {
     struct mla_mha_args a = args_of(job, plan, t, o);
-    uint32_t *bits = mask, *columns = (uint32_t *)(void *)((char *)mask + bits_bytes(plan));
-    void *scratch = (char *)columns + columns_bytes(plan);
+    uint32_t *bits = mask;
+    char *scratch = (char *)mask + bits_bytes(plan); /* columns behind it: zeroed together */
     for (int64_t i = 0; i < plan->num_passes; i++) {
         const struct pass *pass = &plan->passes[i];
         a.segments = plan->table + pass->first;
         a.num_segments = pass->count;
         a.order = plan->order ? plan->order + pass->first_tile : NULL;
         a.tiles = (int32_t)pass->tiles;
+        bool zeroed = false;
         if (plan->words) {
-            a.columns = columns;
+            a.columns = (uint32_t *)(void *)(scratch + aligned(plan->engine->scratch_bytes));
             a.whole_mask = !makes_bits(plan);
             a.mask = makes_bits(plan) ? bits : t->mask.data;
             a.mask_stride = makes_bits(plan) ? plan->words : mla_stride0(&t->mask, plan->words);
             if (build_mask || plan->num_passes > 1) {
                 mla_trace_part("mask", stream);
-                mla_status status = make_mask(job, plan, t, pass, bits, columns, stream);
+                mla_status status = make_mask(job, plan, t, pass, bits, scratch, stream);
                 if (status != MLA_OK)
                     return status;
+                zeroed = true;
             }
         }
         mla_trace_part("attention", stream);
-        mla_status status = plan->engine->launch(job, &plan->tile, &a, o, scratch, stream);
+        mla_status status = plan->engine->launch(job, &plan->tile, &a, o, scratch, zeroed, stream);
         if (status != MLA_OK)
             return status;
     }
@@ -575,11 +578,11 @@ static struct mla_mha_tile any_tile(mla_dtype dtype, int64_t d_qk, int64_t d_v)
 
 static mla_status any_launch(const struct mla_job *job, const struct mla_mha_tile *tile,
                              const struct mla_mha_args *a, const struct mla_mha_operands *o,
-                             void *scratch, void *stream)
+                             void *scratch, bool zeroed, void *stream)
 {
     struct mla_mha_args copy = *a;
     void *args[] = {&copy};
-    (void)job, (void)o, (void)scratch;
+    (void)job, (void)o, (void)scratch, (void)zeroed;
     MLA_CUDA(cudaLaunchKernel(tile->function, (dim3){(unsigned)(a->tiles * a->heads), 1, 1},
                               (dim3){(unsigned)tile->threads, 1, 1}, args, tile->shared_bytes,
                               stream));

@@ -56,10 +56,10 @@ struct mla_mha_engine {
     size_t mask_shared;   /* its bytes of shared memory */
     size_t scratch_bytes; /* of one launch, at most 256 */
     /* Launches the attention of one pass. The context's device is current; args hold everything but
-     * what lies behind q, k and v, which operands describe. */
+     * what lies behind q, k and v, which operands describe. zeroed: scratch is zero already. */
     mla_status (*launch)(const struct mla_job *job, const struct mla_mha_tile *tile,
                          const struct mla_mha_args *args, const struct mla_mha_operands *operands,
-                         void *scratch, void *stream);
+                         void *scratch, bool zeroed, void *stream);
 };
 
 /* The fields of a row beside name, architecture, proof and engine. */

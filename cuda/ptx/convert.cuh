@@ -64,6 +64,19 @@ __device__ __forceinline__ float ex2_approx_ftz(float x)
 #endif
 }
 
+/* x where `keep` is not 0, else a + b: a sum under a predicate, which unlike a select does not take
+ * the pipe of integers and comparisons. */
+__device__ __forceinline__ void add_unless(float &x, uint32_t keep, float a, float b)
+{
+#ifdef MLA_MODEL
+    x = keep ? x : a + b;
+#else
+    asm("{\n.reg .pred p;\nsetp.eq.u32 p, %1, 0;\n@p add.f32 %0, %2, %3;\n}\n"
+        : "+f"(x)
+        : "r"(keep), "f"(a), "f"(b));
+#endif
+}
+
 /* Two floats in a register pair, low first: one instruction works on both (sm_100 and later). */
 __device__ __forceinline__ uint64_t pack_f32x2(float low, float high)
 {

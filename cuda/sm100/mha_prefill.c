@@ -31,9 +31,9 @@ static bool supports(const struct mla_job *job, mla_dtype dtype, int64_t d_qk, i
 
 static mla_status launch(const struct mla_job *job, const struct mla_mha_tile *tile,
                          const struct mla_mha_args *a, const struct mla_mha_operands *o,
-                         void *scratch, void *stream)
+                         void *scratch, bool zeroed, void *stream)
 {
-    (void)scratch;
+    (void)scratch, (void)zeroed;
     struct mla_mha100_args x = {.a = *a,
                                 .works = a->tiles * a->heads,
                                 .out_aligned = mla_mha_out_aligned(a)};

@@ -7,6 +7,7 @@
 #include "status.h"
 
 #include <inttypes.h>
+#include <math.h>
 #include <stdio.h>
 
 static bool supports(const struct mla_job *job, mla_dtype dtype, int64_t d_qk, int64_t d_v,
@@ -54,7 +55,7 @@ static void group_heads(struct mla_mha_sm90_args *g, int sms)
  * they are where bits make their lengths uneven. */
 static mla_status launch(const struct mla_job *job, const struct mla_mha_tile *tile,
                          const struct mla_mha_args *a, const struct mla_mha_operands *o,
-                         void *scratch, void *stream)
+                         void *scratch, bool zeroed, void *stream)
 {
     int keys, sms;
     int64_t works = (int64_t)a->tiles * a->heads;
@@ -67,6 +68,7 @@ static mla_status launch(const struct mla_job *job, const struct mla_mha_tile *t
     };
     if (works == 0)
         return MLA_OK;
+    g.minus_inf = -INFINITY;
     const int box_rows[3] = {MLA_MHA_SM90_WG_ROWS, keys, keys};
     mla_status status = mla_mha_set_maps(&g.maps, &g.a, o, box_rows);
     if (status != MLA_OK)
@@ -83,7 +85,8 @@ static mla_status launch(const struct mla_job *job, const struct mla_mha_tile *t
     group_heads(&g, sms);
     if (works > 2 * (int64_t)sms || (a->mask && works > sms)) {
         g.counter = scratch;
-        MLA_CUDA(cudaMemsetAsync(scratch, 0, sizeof *g.counter, stream));
+        if (!zeroed)
+            MLA_CUDA(cudaMemsetAsync(scratch, 0, sizeof *g.counter, stream));
     }
     void *args[] = {&g};
     MLA_CUDA(cudaLaunchKernel(tile->function, (dim3){(unsigned)(works < sms ? works : sms), 1, 1},
@@ -97,8 +100,8 @@ static mla_status make_mask(const struct mla_mask_args *a, int64_t tiles, void *
     struct mla_mask_args copy = *a;
     void *args[] = {&copy};
     int64_t slices = ((int64_t)a->words * 32 + MLA_MHA_SM90_MASK_KEYS - 1) / MLA_MHA_SM90_MASK_KEYS;
-    MLA_CUDA(cudaLaunchKernel(mla_mha_sm90_mask_function(),
-                              (dim3){(unsigned)(2 * tiles), (unsigned)slices, 1},
+    int64_t blocks = MLA_MHA_SM90_ROWS / MLA_MHA_SM90_MASK_ROWS * tiles * slices;
+    MLA_CUDA(cudaLaunchKernel(mla_mha_sm90_mask_function(), (dim3){(unsigned)blocks, 1, 1},
                               (dim3){MLA_MHA_SM90_MASK_THREADS, 1, 1}, args,
                               MLA_MHA_SM90_MASK_SHARED, stream));
     return MLA_OK;

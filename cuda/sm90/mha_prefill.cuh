@@ -13,11 +13,11 @@
  *                         nobody in the work sees the key (mha_prefill_load.cuh)
  *   1, 2       232        64 query rows each: scores, softmax, output
  *
- * Shared memory, bytes      192/128, KEYS 128   128/128, KEYS 128   256/256, KEYS 64
+ * Shared memory, bytes      192/128, KEYS 128   128/128, KEYS 128   256/256, KEYS 80
  *   Q  2 x 64 rows                      49152               32768              65536
- *   K  two stages                       98304               65536              65536
- *   V  two stages                       65536               65536              65536
- *   bits of the mask, two stages         4096                4096               2048
+ *   K  two stages                       98304               65536              81920
+ *   V  two stages                       65536               65536              81920
+ *   bits of the mask, two stages         4096                4096               2560
  *   tiles, works, barriers                1 KB                1 KB               1 KB
  * Q, K and V in boxes of 64 elements (128 bytes, swizzled) x rows. V is read as it lies:
  * transposed.
@@ -46,7 +46,12 @@
  *
  * Clocks of a tile of 128 x 128 at 192/128: 10.5 MFLOP take 2560 at 4096 a clock; 16384
  * exponentials 1024 at 16; shared memory 236 KB (Q and K of 12 steps, V of 8, for two warpgroups)
- * 1850 at 128 bytes. 80 KB come from L2: 5 TB/s for 132 blocks at this pace.
+ * 1850 at 128 bytes. 80 KB come from L2: 5 TB/s for 132 blocks at this pace. At 256/256 shared
+ * memory binds: Q comes from it for every tile, so a tile has as many keys as fit. 80 keys take
+ * 2560 clocks of products and 2430 of shared memory; 64 took 2048 of both.
+ *
+ * Masked works have a loop of their own. A bit that is not set adds under a predicate, on the pipe
+ * of FADD; a select would take the ALU, which maxima and packing fill: twice the time.
  *
  * A score that a row may not see becomes -inf whatever it was, so K may hold NaN where nobody
  * looks; V may not, since 0 · NaN is NaN, and is zeroed there. P is rounded to the input type
@@ -98,16 +103,17 @@ __device__ __forceinline__ void read_bits(u32 smem, u32 stage, int wg, u32 (&bit
         bits[c] = ld_shared<unsigned char>(from + c * MLA_MHA_SM90_CHUNK_BYTES);
 }
 
-/* -inf where the mask has no bit. */
+/* minus_inf where the mask has no bit. Each adds another constant to it, or ptxas would add once
+ * and select. */
 template <class S>
-__device__ __forceinline__ void hide_bits(float (&s)[S::KEYS / 2], const u32 (&bits)[S::CHUNKS])
+__device__ __forceinline__ void hide_bits(float (&s)[S::KEYS / 2], const u32 (&bits)[S::CHUNKS],
+                                          float minus_inf)
 {
 #pragma unroll
     for (int c = 0; c < S::CHUNKS; c++)
 #pragma unroll
         for (int i = 0; i < 8; i++)
-            if (!(bits[c] & 1u << i))
-                s[c * 8 + i] = -CUDART_INF_F;
+            add_unless(s[c * 8 + i], bits[c] & 1u << i, minus_inf, (float)(c * 8 + i));
 }
 
 /* -inf where a key is hidden from all rows, or from this lane's beyond the first left0 (left1) of
@@ -126,7 +132,7 @@ __device__ __forceinline__ void hide(float (&s)[S::KEYS / 2], uint4 seen, int le
             word &= w == 0 ? seen.x : w == 1 ? seen.y : w == 2 ? seen.z : seen.w;
             word >>= t2;
 #pragma unroll
-            for (int i = 0; i < 4; i++)
+            for (int i = 0; i < 4 && w * 4 + i < S::KEYS / 8; i++)
 #pragma unroll
                 for (int e = 0; e < 2; e++)
                     if (!(word & 1u << (8 * i + e)))
@@ -329,22 +335,22 @@ __device__ __forceinline__ bool next_work(const struct mla_mha_sm90_args &args, 
     }
 }
 
-/* Masks and softmax of the scores of one tile. */
-template <class S>
+/* Masks and softmax of the scores of one tile. Bits know of causality. */
+template <class S, bool BITS>
 __device__ __forceinline__ bool weigh(const struct mla_mha_args &a, int limit,
                                       const struct tile_note &tile, float (&s)[S::KEYS / 2],
                                       const u32 (&bits)[S::CHUNKS], float (&top)[2],
-                                      float (&sum)[2], float (&shrink)[2], int row)
+                                      float (&sum)[2], float (&shrink)[2], int row, float minus_inf)
 {
     if (a.sign != 1) {
 #pragma unroll
         for (int i = 0; i < S::KEYS / 2; i++)
             s[i] *= a.sign;
     }
-    const bool causal = a.causal && !a.mask; /* bits know of causality */
+    const bool causal = !BITS && a.causal;
     const int wg_row = row & ~63;
-    if (a.mask)
-        hide_bits<S>(s, bits);
+    if (BITS)
+        hide_bits<S>(s, bits, minus_inf);
     /* Where the warpgroup's first row sees all keys, so do the others. */
     if (tile.partial || (causal && tile.key0 + S::KEYS > limit + wg_row)) {
         int left = causal ? limit + row - tile.key0 : S::KEYS;
@@ -353,7 +359,7 @@ __device__ __forceinline__ bool weigh(const struct mla_mha_args &a, int limit,
     return softmax(s, top, sum, shrink, a.scale_log2);
 }
 
-template <class T, class S>
+template <class T, class S, bool BITS>
 __device__ __forceinline__ void attend_works(const struct mla_mha_sm90_args &args, u32 smem, int wg)
 {
     const struct mla_mha_args &a = args.a;
@@ -383,7 +389,7 @@ __device__ __forceinline__ void attend_works(const struct mla_mha_sm90_args &arg
         __syncwarp();
         wgmma_fence();
         issue_scores<T, S>(s, q, smem + S::k_at + k.stage * S::k_bytes);
-        if (a.mask)
+        if (BITS)
             read_bits<S>(smem, k.stage, wg, bits);
         wgmma_wait<0>();
         wgmma_bind(s);
@@ -391,7 +397,7 @@ __device__ __forceinline__ void attend_works(const struct mla_mha_sm90_args &arg
         if (tile.last)
             release(smem + S::q_free + wg * 8);
         k.next();
-        weigh<S>(a, limit, tile, s, bits, top, sum, shrink, row);
+        weigh<S, BITS>(a, limit, tile, s, bits, top, sum, shrink, row, args.minus_inf);
         pack_weights<T, S::KEYS>(p, s);
         for (;;) {
             while (!tile.last) {
@@ -406,7 +412,7 @@ __device__ __forceinline__ void attend_works(const struct mla_mha_sm90_args &arg
                 wgmma_fence();
                 issue_values<T, S>(o, p, smem + S::v_at + v.stage * S::v_bytes);
                 bar_arrive((int)other, 256);
-                if (a.mask)
+                if (BITS)
                     read_bits<S>(smem, k.stage, wg, bits);
                 wgmma_wait<1>();
                 wgmma_bind(s);
@@ -414,7 +420,8 @@ __device__ __forceinline__ void attend_works(const struct mla_mha_sm90_args &arg
                 if (MLA_MUTANT == 3 ? !tile.last : tile.last)
                     release(smem + S::q_free + wg * 8);
                 k.next();
-                bool moved = weigh<S>(a, limit, tile, s, bits, top, sum, shrink, row);
+                bool moved =
+                    weigh<S, BITS>(a, limit, tile, s, bits, top, sum, shrink, row, args.minus_inf);
                 wgmma_bind(s);
                 /* It has ended. Its branch keeps the wait for P·V, which ptxas moves to the start
                  * of its basic block, behind the exponentials. */
@@ -447,7 +454,7 @@ __device__ __forceinline__ void attend_works(const struct mla_mha_sm90_args &arg
             wgmma_fence();
             issue_scores<T, S>(s, q, smem + S::k_at + k.stage * S::k_bytes);
             bar_arrive((int)other, 256);
-            if (a.mask)
+            if (BITS)
                 read_bits<S>(smem, k.stage, wg, bits);
             if (MLA_MUTANT != 7)
                 wgmma_wait<1>();
@@ -469,7 +476,7 @@ __device__ __forceinline__ void attend_works(const struct mla_mha_sm90_args &arg
             if (tile.last)
                 release(smem + S::q_free + wg * 8);
             k.next();
-            weigh<S>(a, limit, tile, s, bits, top, sum, shrink, row);
+            weigh<S, BITS>(a, limit, tile, s, bits, top, sum, shrink, row, args.minus_inf);
             pack_weights<T, S::KEYS>(p, s);
         }
         mbarrier_wait(smem + S::v_full + v.stage * 8, v.phase);
@@ -528,7 +535,11 @@ __global__ void __launch_bounds__(MHA_THREADS, 1)
     } else {
         setmaxnreg_inc<CONSUMER_REGISTERS>();
         MLA_ROLE("softmax");
-        attend_works<T, S>(args, smem, (int)warp / 4 - 1);
+        const int wg = (int)warp / 4 - 1;
+        if (args.a.mask)
+            attend_works<T, S, true>(args, smem, wg);
+        else
+            attend_works<T, S, false>(args, smem, wg);
     }
 }
 
@@ -545,7 +556,7 @@ template <class T> static struct mla_mha_tile tile_for_widths(int64_t d_qk, int6
     if (d_qk <= 192 && d_v <= 128)
         return tile_entry<T, mha_shape<192, 128, 128, 2>>(keys);
     if (d_qk <= 256 && d_v <= 256)
-        return tile_entry<T, mha_shape<256, 256, 64, 2>>(keys);
+        return tile_entry<T, mha_shape<256, 256, 80, 2>>(keys);
     *keys = 0;
     return {NULL, 0, 0, 0};
 }

@@ -13,8 +13,9 @@ extern "C" {
 enum { MLA_MHA_SM90_ROWS = 128, MLA_MHA_SM90_WG_ROWS = 64 };
 /* Keys that are skipped or not together, and bytes of their bits for 64 rows (mha_mask.cu). */
 enum { MLA_MHA_SM90_CHUNK = 16, MLA_MHA_SM90_CHUNK_BYTES = 128 };
-/* Blocks of the mask kernel: 64 rows of bits, so many keys at a time; a warp has a byte a key. */
+/* Blocks of the mask kernel: so many rows and keys of bits; a warp has a byte a key. */
 enum {
+    MLA_MHA_SM90_MASK_ROWS = 32,
     MLA_MHA_SM90_MASK_THREADS = 512,
     MLA_MHA_SM90_MASK_KEYS = 4096,
     MLA_MHA_SM90_MASK_SHARED = MLA_MHA_SM90_MASK_THREADS / 32 * MLA_MHA_SM90_MASK_KEYS
@@ -28,6 +29,7 @@ struct mla_mha_sm90_args {
     int32_t works;              /* query tiles times heads */
     int32_t group, last_group;  /* heads at a time; the first of those that come all at once */
     int32_t wide_stores;        /* rows of out are multiples of 16 bytes apart */
+    float minus_inf;            /* -inf, which the compiler is not to know */
     uint32_t *counter;          /* works dealt beyond one a block, 0 before; or NULL */
 };
 

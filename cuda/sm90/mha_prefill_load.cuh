@@ -25,7 +25,7 @@ static const int PRODUCER_REGISTERS = 40, CONSUMER_REGISTERS = 232;
 
 template <int D_QK_, int D_V_, int KEYS_, int STAGES_> struct mha_shape {
     static const int D_QK = D_QK_, D_V = D_V_, KEYS = KEYS_, STAGES = STAGES_;
-    static const int WORDS = KEYS / 32, CHUNKS = KEYS / MHA_CHUNK;
+    static const int WORDS = (KEYS + 31) / 32, CHUNKS = KEYS / MHA_CHUNK;
     static const u32 q_wg_bytes = MHA_WG_ROWS * D_QK * 2;
     static const u32 k_bytes = KEYS * D_QK * 2, v_bytes = KEYS * D_V * 2;
     static const u32 bits_wg_bytes = CHUNKS * MLA_MHA_SM90_CHUNK_BYTES;
@@ -40,7 +40,7 @@ template <int D_QK_, int D_V_, int KEYS_, int STAGES_> struct mha_shape {
                      work_full = v_free + 8 * STAGES, work_free = work_full + 8 * MHA_WORKS,
                      shared_bytes = work_free + 8 * MHA_WORKS;
     static_assert(D_QK % 64 == 0 && D_V % 64 == 0, "boxes of 64 columns");
-    static_assert(KEYS == 64 || KEYS == 128, "whole mask words, at most four");
+    static_assert(KEYS % MHA_CHUNK == 0 && WORDS <= 4, "a note has four words of bits");
     static_assert(shared_bytes <= 232448, "227 KB of shared memory a block");
     static_assert(CONSUMER_REGISTERS >= D_V / 2 + KEYS / 2 + KEYS / 4 + 40, "O, S, P and the rest");
     static_assert((PRODUCER_REGISTERS + 2 * CONSUMER_REGISTERS) * 128 <= 65536, "register file");
@@ -109,11 +109,17 @@ __device__ __forceinline__ int64_t deal(const struct mla_mha_sm90_args &args, in
     return (int64_t)gridDim.x + __shfl_sync(~0u, taken, 0);
 }
 
+/* Bits of word i that are of no key of the tile. */
+template <class S> __device__ __forceinline__ u32 pad_bits(int i)
+{
+    return S::KEYS - 32 * i >= 32 ? 0 : ~0u << (S::KEYS - 32 * i) % 32;
+}
+
 /* A tile of keys, the same in all lanes but for `place`. */
 template <class S> struct key_tile {
-    u32 seen[S::WORDS];
-    int key0;  /* of the first chunk */
-    int place; /* lane i: first key of chunk i */
+    u32 seen[S::WORDS]; /* padding is 1 */
+    int key0;           /* of the first chunk */
+    int place;          /* lane i: first key of chunk i */
     bool whole, partial;
 };
 
@@ -133,6 +139,13 @@ template <int WORDS> __device__ __forceinline__ bool all_seen(const u32 (&seen)[
     return all == ~0u;
 }
 
+/* 32 bits from bit `at` on, of which there are `end`; `at` is a multiple of 16. */
+__device__ __forceinline__ u32 word_at(const u32 *bits, int at, int end)
+{
+    u32 low = bits[at / 32], high = at % 32 && at / 32 * 32 + 32 < end ? bits[at / 32 + 1] : 0;
+    return at % 32 ? low >> 16 | high << 16 : low;
+}
+
 /* Without bits: the next KEYS keys that are not all absent. False at the end. */
 template <class S>
 __device__ __forceinline__ bool next_run(const struct work_rows &r, const u32 *alive,
@@ -148,11 +161,11 @@ __device__ __forceinline__ bool next_run(const struct work_rows &r, const u32 *a
             int left = r.keys - key - 32 * i;
             u32 bits = 0;
             if (key < r.end && left > 0) {
-                bits = left >= 32 ? ~0u : (1u << left) - 1;
+                bits = (left >= 32 ? ~0u : (1u << left) - 1) & ~pad_bits<S>(i);
                 if (alive)
-                    bits &= alive[key / 32 + i];
+                    bits &= word_at(alive, key + 32 * i, r.keys);
             }
-            w->mine[i] = bits;
+            w->mine[i] = bits | pad_bits<S>(i);
             some |= bits;
         }
         w->live = __ballot_sync(~0u, some != 0);
@@ -217,8 +230,8 @@ __device__ __forceinline__ bool next_chunks(const struct mla_mha_args &a, const 
         t->place = last;
 #pragma unroll
     for (int j = 0; j < S::WORDS; j++)
-        t->seen[j] = (__shfl_sync(~0u, mine, 2 * j) & 0xffff) | __shfl_sync(~0u, mine, 2 * j + 1)
-                                                                    << 16;
+        t->seen[j] = (__shfl_sync(~0u, mine, 2 * j) & 0xffff) |
+                     __shfl_sync(~0u, mine, 2 * j + 1) << 16 | pad_bits<S>(j);
     return true;
 }
 
@@ -322,7 +335,8 @@ __device__ __forceinline__ void load_k(const struct mla_mha_sm90_args &args, u32
     if (elect_one()) {
         u32 note = smem + S::tiles_at + stage * 32;
         st_shared(note,
-                  make_uint4(t.seen[0], t.seen[1], t.seen[S::WORDS - 2], t.seen[S::WORDS - 1]));
+                  make_uint4(t.seen[0], t.seen[1], S::WORDS > 2 ? t.seen[S::WORDS > 2 ? 2 : 0] : 0,
+                             S::WORDS > 3 ? t.seen[S::WORDS > 3 ? 3 : 0] : 0));
         st_shared(note + 16, make_uint4((u32)t.key0, t.partial, last, 0));
         mbarrier_arrive_expect_tx(full, S::k_bytes + (args.a.mask ? 2 * S::bits_wg_bytes : 0));
     }
@@ -407,21 +421,23 @@ __device__ __forceinline__ void load_keys(const struct mla_mha_sm90_args &args, 
 
 /* ------------------------------------------------------------------- values */
 
-/* Zeroes the values of keys that nobody in the work sees; all lanes. */
+/* Zeroes the values of keys that nobody in the work sees; all lanes, each 16 bytes of every key or
+ * of every second one. Stores without a branch: of sparse lists most keys are zeroed. */
 template <class S> __device__ __forceinline__ void scrub(u32 values, const u32 (&seen)[S::WORDS])
 {
     const int LANES = S::D_V / 8; /* 16-byte pieces of a row */
-    const int lane = threadIdx.x % 32;
+    const int AT_ONCE = LANES <= 16 ? 2 : 1;
+    const int lane = threadIdx.x % 32, piece = lane % (32 / AT_ONCE), first = lane / (32 / AT_ONCE);
+    const u32 to = values + piece / 8 * S::KEYS * 128 + piece % 8 * 16 + first * 128;
 #pragma unroll
     for (int w = 0; w < S::WORDS; w++) {
-        u32 gone = ~seen[w];
-        while (gone) {
-            int key = w * 32 + __ffs((int)gone) - 1;
-            gone &= gone - 1;
-            if (lane < LANES)
-                st_shared(values + (lane / 8) * S::KEYS * 128 + key * 128 + lane % 8 * 16,
-                          make_uint4(0, 0, 0, 0));
-        }
+        if (seen[w] == ~0u)
+            continue;
+        const u32 gone = piece < LANES ? ~seen[w] >> first : 0;
+#pragma unroll
+        for (int i = 0; i < 32 && w * 32 + i < S::KEYS; i += AT_ONCE)
+            if (gone & 1u << i)
+                st_shared(to + (w * 32 + i) * 128, make_uint4(0, 0, 0, 0));
     }
 }
 
