@@ -14,7 +14,8 @@
 #include <string.h>
 #include <unistd.h>
 
-#define LONG 4e-3 /* seconds of a run that keeps any device busy, and whose times hardly scatter */
+#define LONG 4e-3  /* seconds of a run that keeps any device busy, and whose times hardly scatter */
+#define HOPELESS 5 /* times the best route so far: such a point is not timed */
 #define ENOUGH 1e-2 /* seconds of a batch from which one more request's time can be told */
 
 static volatile sig_atomic_t interrupted;
@@ -97,6 +98,20 @@ static int64_t copies_for(const struct tune *t, int64_t queries, int64_t context
     return want < 1 ? 1 : want;
 }
 
+/* Least time of one request at a point, of the routes that read lists or of those that do not. */
+static double least_at(const struct mla_route_curve *c, bool lists, int i, int j)
+{
+    double least = INFINITY;
+    mla_problem p;
+    mla_curve_problem(c, &p);
+    for (int r = MLA_ROUTE_DENSE_MHA; r < MLA_ROUTES; r++)
+        if (lists_route(r) == lists && c->alone[r][i][j] > 0)
+            least = fmin(least, mla_route_flop(&p, (mla_route)r, c->queries[i],
+                                               c->queries[i] + c->contexts[j]) /
+                                    c->alone[r][i][j]);
+    return least;
+}
+
 /* A route's time at one point of the grid: one request, and what one more adds. */
 static mla_status tune_route(struct tune *t, int which, mla_route route, int i, int j)
 {
@@ -112,7 +127,8 @@ static mla_status tune_route(struct tune *t, int which, mla_route route, int i, 
     for (int k = 0; k <= i; k++)
         for (int l = 0; l <= j; l++)
             rate = c->alone[route][k][l] > rate ? c->alone[route][k][l] : rate;
-    if (rate > 0 && flop / rate > t->limit)
+    double most_alone = fmin(t->limit, HOPELESS * least_at(c, lists_route((int)route), i, j));
+    if (rate > 0 && flop / rate > most_alone)
         return MLA_OK;
     mla_status status = time_copies(t, s, topk, route, queries, context, 1, &one);
     if (status || !(one > 0))
@@ -147,19 +163,31 @@ static void progress(struct tune *t, const struct mla_route_curve *c, int i, int
             left);
 }
 
-/* Points of one setting: coarse (every second row of the grid, from the last), or those between. */
-static mla_status tune_pass(struct tune *t, int which, bool coarse)
+enum { PASSES = 3 };
+
+/* Rows of the grid by pass: every fourth from the last and the first, every second, all. */
+static int pass_of(const struct mla_route_curve *c, int i)
+{
+    int from_last = c->num_queries - 1 - i;
+    return i == 0 || from_last % 4 == 0 ? 0 : from_last % 2 == 0 ? 1 : 2;
+}
+
+static mla_status tune_pass(struct tune *t, int which, int pass)
 {
     struct mla_route_curve *c = &t->curves[which];
     mla_status status = MLA_OK;
+    /* What seldom takes long first: others are left out where they would. */
+    static const mla_route order[] = {MLA_ROUTE_SPARSE_MQA, MLA_ROUTE_MASKED_MHA,
+                                      MLA_ROUTE_DENSE_MQA, MLA_ROUTE_DENSE_MHA};
     for (int i = 0; i < c->num_queries && !status; i++) {
-        if (((c->num_queries - 1 - i) % 2 == 0) != coarse)
+        if (pass_of(c, i) != pass)
             continue;
         for (int j = 0; j < c->num_contexts && !status; j++) {
             progress(t, c, i, j);
-            for (int route = MLA_ROUTE_DENSE_MHA; route < MLA_ROUTES && !status; route++)
-                if (!mla_tune_over(t) && (!lists_route(route) || c->topk))
-                    status = tune_route(t, which, (mla_route)route, i, j);
+            t->late += mla_tune_over(t);
+            for (int r = 0; r < 4 && !status; r++)
+                if (!mla_tune_over(t) && (!lists_route((int)order[r]) || c->topk))
+                    status = tune_route(t, which, order[r], i, j);
             t->done++;
         }
     }
@@ -229,9 +257,9 @@ mla_status mla_tune_measure(struct tune *t)
         status = start_curve(t, &t->settings[n], &t->curves[n]);
         t->points += (int64_t)t->curves[n].num_queries * t->curves[n].num_contexts;
     }
-    for (int pass = 0; pass < 2; pass++)
+    for (int pass = 0; pass < PASSES; pass++)
         for (int n = 0; n < t->num_settings && !status; n++) {
-            status = tune_pass(t, n, pass == 0);
+            status = tune_pass(t, n, pass);
             if (!status && t->save)
                 t->save(t);
         }
@@ -248,7 +276,11 @@ mla_status mla_tune_measure(struct tune *t)
         t->curves[kept++] = t->curves[n];
     }
     t->num_settings = kept;
-    if (!status && kept == 0)
+    if (!status && kept == 0 && mla_tune_over(t))
+        status =
+            mla_fail(MLA_ERR_UNSUPPORTED,
+                     "tune: ended before any setting had a time of every route, want more time");
+    else if (!status && kept == 0)
         status = mla_fail(MLA_ERR_UNSUPPORTED, "tune: no setting has a time of every route that it "
                                                "needs on this device");
     return status;
