@@ -98,18 +98,39 @@ static int64_t copies_for(const struct tune *t, int64_t queries, int64_t context
     return want < 1 ? 1 : want;
 }
 
-/* Least time of one request at a point, of the routes that read lists or of those that do not. */
-static double least_at(const struct mla_route_curve *c, bool lists, int i, int j)
+/* Seconds of one request at a point of the grid; 0 where it was not timed. */
+static double alone_at(const struct mla_route_curve *c, int route, int i, int j)
 {
-    double least = INFINITY;
     mla_problem p;
     mla_curve_problem(c, &p);
+    return c->alone[route][i][j] > 0 ? mla_route_flop(&p, (mla_route)route, c->queries[i],
+                                                      c->queries[i] + c->contexts[j]) /
+                                           c->alone[route][i][j]
+                                     : 0;
+}
+
+/* By its smaller points, may a route be chosen at this one, and is it timed soon enough? At least
+ * it takes what they take. At most it takes their rate; but small points are slow by that measure,
+ * so that the mean of the two is as good a guess. */
+static bool worth_timing(const struct tune *t, const struct mla_route_curve *c, int route, int i,
+                         int j)
+{
+    double least = 0, rate = 0, other = INFINITY;
+    mla_problem p;
+    mla_curve_problem(c, &p);
+    for (int k = 0; k <= i; k++)
+        for (int l = 0; l <= j; l++) {
+            least = fmax(least, alone_at(c, route, k, l));
+            rate = fmax(rate, c->alone[route][k][l]);
+        }
+    if (rate <= 0)
+        return true;
     for (int r = MLA_ROUTE_DENSE_MHA; r < MLA_ROUTES; r++)
-        if (lists_route(r) == lists && c->alone[r][i][j] > 0)
-            least = fmin(least, mla_route_flop(&p, (mla_route)r, c->queries[i],
-                                               c->queries[i] + c->contexts[j]) /
-                                    c->alone[r][i][j]);
-    return least;
+        if (lists_route(r) == lists_route(route) && alone_at(c, r, i, j) > 0)
+            other = fmin(other, alone_at(c, r, i, j));
+    double most =
+        mla_route_flop(&p, (mla_route)route, c->queries[i], c->queries[i] + c->contexts[j]) / rate;
+    return least < HOPELESS * other && sqrt(least * most) < t->limit;
 }
 
 /* A route's time at one point of the grid: one request, and what one more adds. */
@@ -119,16 +140,11 @@ static mla_status tune_route(struct tune *t, int which, mla_route route, int i, 
     struct mla_route_curve *c = &t->curves[which];
     int64_t queries = c->queries[i], context = c->contexts[j];
     int64_t topk = lists_route((int)route) ? c->topk : 0, copies = copies_for(t, queries, context);
-    double flop, one, all, rate = 0;
+    double flop, one, all;
     mla_problem p;
     mla_curve_problem(c, &p);
     flop = mla_route_flop(&p, route, queries, queries + context);
-    /* What smaller points say about the time of this one. */
-    for (int k = 0; k <= i; k++)
-        for (int l = 0; l <= j; l++)
-            rate = c->alone[route][k][l] > rate ? c->alone[route][k][l] : rate;
-    double most_alone = fmin(t->limit, HOPELESS * least_at(c, lists_route((int)route), i, j));
-    if (rate > 0 && flop / rate > most_alone)
+    if (!worth_timing(t, c, (int)route, i, j))
         return MLA_OK;
     mla_status status = time_copies(t, s, topk, route, queries, context, 1, &one);
     if (status || !(one > 0))
@@ -203,11 +219,12 @@ static int query_grid(int64_t *at, int64_t most)
     return n;
 }
 
+/* 0, 256, then times 4. */
 static int context_grid(int64_t *at, int64_t most)
 {
     int n = 0;
     at[n++] = 0;
-    for (int64_t x = 1024; x <= most && n < MLA_CURVE_POINTS; x *= 4)
+    for (int64_t x = 256; x <= most && n < MLA_CURVE_POINTS; x *= 4)
         at[n++] = x;
     return n;
 }
