@@ -13,6 +13,7 @@ import re
 import sys
 
 DEVICES = (("h100", "H100"), ("h200", "H200"))
+SWEEPS = [f"routes_{name}" for name in ("serving", "16", "shared", "glm5", "128", "cache")]
 
 
 def load(results, device, name):
@@ -303,7 +304,51 @@ def pictures(rows, kind, caption):
     return make
 
 
+def runs(results):
+    """Device, clocks, versions and what there was no time for, from the heads and ends of files."""
+    rows = []
+    for device, name in DEVICES:
+        texts = {}
+        for path in sorted((results / device).glob("*.txt")):
+            texts[path.stem] = path.read_text()
+        head = texts.get("routes_serving") or texts.get("routes_16")
+        if not head:
+            continue
+        commit = re.search(r"# mla (\S+), commit (\S+);", head)
+        about = re.search(r"# cuda device \d+: (.*?), sm_\d+.*?(driver CUDA [\d.]+)", head)
+        state = r"degrees: ([\d.]+), (\d+) MHz, (\d+) MHz, (\d+) MHz"
+        first = re.search(state, head)
+        clocks = [int(m[1]) for t in texts.values() for m in re.findall(state, t)]
+        tune = texts.get("tune", "") + texts.get("tune_fp8", "")
+        timed = sum(map(int, re.findall(r"# (\d+) points in", tune)))
+        late = sum(map(int, re.findall(r"; (\d+) more had no time", tune)))
+        left = r"# (\d+) of \d+ problems were left out"
+        left = sum(int(m) for k in SWEEPS for m in re.findall(left, texts.get(k, "")))
+        rows.append(
+            [
+                about[1],
+                f"{first[1]}, {about[2][7:]}",
+                f"{min(clocks)} to {max(clocks)} MHz",
+                f"{commit[1]}, {commit[2]}",
+                f"{timed} of {timed + late}" if timed else "",
+                left,
+            ]
+        )
+    return table(
+        [
+            "device",
+            "driver",
+            "SM clock seen",
+            "libmla, commit",
+            "points of the tables of times",
+            "problems of sweeps without time left",
+        ],
+        rows,
+    )
+
+
 MAKERS = {
+    "runs": runs,
     "ranges": ranges,
     "crossings": crossings,
     "parts": parts,
