@@ -15,8 +15,9 @@
 #include <unistd.h>
 
 #define LONG 4e-3  /* seconds of a run that keeps any device busy, and whose times hardly scatter */
+#define SHORT 5e-4 /* seconds of a run in which launching counts, and whose times scatter */
 #define HOPELESS 5 /* times the best route so far: such a point is not timed */
-#define ENOUGH 1e-2 /* seconds of a batch from which one more request's time can be told */
+#define ENOUGH 6e-3 /* seconds of a batch from which one more request's time can be told */
 
 static volatile sig_atomic_t interrupted;
 
@@ -57,7 +58,7 @@ static mla_status time_copies(struct tune *t, const struct tune_setting *s, int6
     char batch[96], text[512];
     struct mla_input in;
     mla_plan *plan = NULL;
-    double times[TUNE_RUNS] = {0};
+    double times[3 * TUNE_RUNS] = {0};
     *seconds = NAN;
     snprintf(batch, sizeof batch, "%" PRId64 "q%" PRId64 "s%" PRId64, copies, queries,
              queries + context);
@@ -72,7 +73,7 @@ static mla_status time_copies(struct tune *t, const struct tune_setting *s, int6
         status = mla_timer_take(t->timer, plan, &in.problem, &in.tensors);
     if (!status)
         status = mla_timer_cold(t->timer, 1, times);
-    int runs = times[0] > LONG ? 1 : TUNE_RUNS;
+    int runs = times[0] > LONG ? 1 : times[0] > SHORT ? TUNE_RUNS : 3 * TUNE_RUNS;
     if (!status && runs > 1)
         status = mla_timer_cold(t->timer, runs, times);
     if (!status)
