@@ -43,6 +43,8 @@ step tune_fp8 18 tune -o "$out/crossovers_fp8.txt" --limit 60 \
 if [ -s "$out/crossovers.txt" ] && [ -s "$out/crossovers_fp8.txt" ]; then
     sed -n '/^curve/,$p' "$out/crossovers_fp8.txt" >>"$out/crossovers.txt"
     rm "$out/crossovers_fp8.txt"
+elif [ -s "$out/crossovers_fp8.txt" ]; then
+    mv "$out/crossovers_fp8.txt" "$out/crossovers.txt"
 fi
 [ -s "$out/crossovers.txt" ] && export MLA_CROSSOVERS=$out/crossovers.txt
 sweep routes_serving 9 all
