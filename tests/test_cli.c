@@ -505,6 +505,14 @@ static void cli_bench_pictures(void **state)
     starts_and_ends("a.roofline.svg", "<svg xmlns", "</svg>\n");
     starts_and_ends("a.mixed.svg", "<svg xmlns", "</svg>\n");
     starts_and_ends("b.svg", "<svg xmlns", "</svg>\n");
+    /* Without gnuplot a sentence, not a broken pipe. */
+    char *path = strdup(getenv("PATH"));
+    assert_non_null(path);
+    setenv("PATH", "/nowhere", 1);
+    must("bench --from rows.json --plot a.png", 4);
+    setenv("PATH", path, 1);
+    free(path);
+    assert_non_null(strstr(err_text, "gnuplot did not write 'a.png'"));
     unlink("rows.json");
 }
 
