@@ -36,9 +36,9 @@ sweep() {
 
 "$mla" info >"$out/info.txt" 2>&1
 # A kernel that fails ends its step: caches are measured apart, and their tables joined.
-step tune 28 tune -o "$out/crossovers.txt" --limit 60 \
+step tune 27 tune -o "$out/crossovers.txt" --limit 40 \
     --model deepseek-v3.2,glm-5 --cache bf16
-step tune_fp8 18 tune -o "$out/crossovers_fp8.txt" --limit 60 \
+step tune_fp8 19 tune -o "$out/crossovers_fp8.txt" --limit 30 \
     --model deepseek-v3.2,glm-5 --cache fp8_ds_mla
 if [ -s "$out/crossovers.txt" ] && [ -s "$out/crossovers_fp8.txt" ]; then
     sed -n '/^curve/,$p' "$out/crossovers_fp8.txt" >>"$out/crossovers.txt"
