@@ -236,7 +236,7 @@ static int tune_and_write(struct tune *t)
         mla_tune_watch(t);
         if (!t->from)
             exit_status = measure(t, text, root);
-        if (!exit_status && t->regret) {
+        if (!exit_status && t->regret && !mla_tune_interrupted()) {
             json_t *regret = NULL;
             mla_tune_watch(t);
             if (!t->from)

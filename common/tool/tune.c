@@ -34,6 +34,11 @@ void mla_tune_watch(struct tune *t)
     signal(SIGINT, on_interrupt);
 }
 
+bool mla_tune_interrupted(void)
+{
+    return interrupted;
+}
+
 bool mla_tune_over(const struct tune *t)
 {
     return interrupted || (t->seconds && mla_seconds() - t->start > (double)t->seconds);

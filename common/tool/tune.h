@@ -41,6 +41,7 @@ void mla_tune_problem(const struct tune *t, const struct tune_setting *s, int64_
 /* Interrupted, or no time left? */
 bool mla_tune_over(const struct tune *t);
 void mla_tune_watch(struct tune *t); /* the clock starts; an interrupt ends the measuring */
+bool mla_tune_interrupted(void);     /* since then */
 
 /* Has a curve a time of each route that it needs? */
 bool mla_tune_whole(const struct mla_route_curve *curve);
