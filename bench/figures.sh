@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
-# Draws the figures and writes the tables of docs/routing.md from bench/results:
-# bench/figures.sh [PROGRAM]
+# Draws the figures and writes the tables of docs/routing.md and docs/performance.md from
+# bench/results: bench/figures.sh [PROGRAM]
 set -eu
 cd "$(dirname "$0")/.."
 mla=${1:-build/mla}
@@ -24,4 +24,4 @@ for results in bench/results/h*/; do
     draw routes_cache time
     draw routes_serving mixed
 done
-python3 bench/study_tables.py docs/routing.md bench/results
+python3 bench/study_tables.py bench/results docs/routing.md docs/performance.md

@@ -4,6 +4,7 @@
 #include "chart.h"
 
 #include <errno.h>
+#include <signal.h>
 #include <string.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -89,6 +90,7 @@ static bool png(const struct route_bench *b, const char *path)
     FILE *f = panels ? popen("gnuplot 2>/dev/null", "w") : NULL;
     if (!f)
         return false;
+    void (*before)(int) = signal(SIGPIPE, SIG_IGN); /* where there is no gnuplot */
     int columns = panels > 1 ? 2 : 1, lines = (panels + columns - 1) / columns;
     fprintf(f, "set terminal png size %d,%d\nset output \"", columns * 640, lines * 440);
     for (const char *c = path; *c; c++)
@@ -101,6 +103,7 @@ static bool png(const struct route_bench *b, const char *path)
         png_panel(f, &sets[s], points, mla_chart_points(b, &sets[s], points));
     fprintf(f, "unset multiplot\n");
     int status = pclose(f);
+    signal(SIGPIPE, before);
     return WIFEXITED(status) && WEXITSTATUS(status) == 0 && access(path, R_OK) == 0;
 }
 

@@ -36,23 +36,25 @@ sweep() {
 
 "$mla" info >"$out/info.txt" 2>&1
 # A kernel that fails ends its step: caches are measured apart, and their tables joined.
-step tune 26 tune -o "$out/crossovers.txt" --json "$out/tune.json" --limit 40 \
+step tune 27 tune -o "$out/crossovers.txt" --limit 40 \
     --model deepseek-v3.2,glm-5 --cache bf16
-step tune_fp8 14 tune -o "$out/crossovers_fp8.txt" --json "$out/tune_fp8.json" --limit 40 \
+step tune_fp8 19 tune -o "$out/crossovers_fp8.txt" --limit 30 \
     --model deepseek-v3.2,glm-5 --cache fp8_ds_mla
 if [ -s "$out/crossovers.txt" ] && [ -s "$out/crossovers_fp8.txt" ]; then
     sed -n '/^curve/,$p' "$out/crossovers_fp8.txt" >>"$out/crossovers.txt"
     rm "$out/crossovers_fp8.txt"
+elif [ -s "$out/crossovers_fp8.txt" ]; then
+    mv "$out/crossovers_fp8.txt" "$out/crossovers.txt"
 fi
 [ -s "$out/crossovers.txt" ] && export MLA_CROSSOVERS=$out/crossovers.txt
-sweep routes_serving 10 all
-step regret 12 tune --from "$out/crossovers.txt" --regret 200 --json "$out/regret.json" \
+sweep routes_serving 9 all
+step regret 13 tune --from "$out/crossovers.txt" --regret 1000 --json "$out/regret.json" \
     --model deepseek-v3.2,glm-5 --cache bf16
-step regret_fp8 5 tune --from "$out/crossovers.txt" --regret 200 --json "$out/regret_fp8.json" \
+step regret_fp8 7 tune --from "$out/crossovers.txt" --regret 1000 --json "$out/regret_fp8.json" \
     --model deepseek-v3.2,glm-5 --cache fp8_ds_mla
-sweep routes_16 11 all,indexer
-sweep routes_shared 3 masked-mha
-sweep routes_glm5 7 masked-mha,sparse-mqa,auto
-sweep routes_128 8 masked-mha,sparse-mqa,auto
-sweep routes_cache 4 masked-mha,sparse-mqa
+sweep routes_16 9 all,indexer
+sweep routes_shared 2 masked-mha
+sweep routes_glm5 5 masked-mha,sparse-mqa,auto
+sweep routes_128 6 masked-mha,sparse-mqa,auto
+sweep routes_cache 3 masked-mha,sparse-mqa
 echo "$(($(date +%s) - start)) s in all"

@@ -1,7 +1,10 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
-"""Writes the tables of docs/routing.md from bench/results: what stands between
-"<!-- begin NAME -->" and "<!-- end NAME -->" is replaced. bench/figures.sh runs it."""
+"""Writes tables and pictures of docs/routing.md and docs/performance.md from bench/results: what
+stands between "<!-- begin NAME -->" and "<!-- end NAME -->" is replaced. bench/figures.sh runs it:
+
+    bench/study_tables.py bench/results PAGE...
+"""
 
 import json
 import math
@@ -10,6 +13,7 @@ import re
 import sys
 
 DEVICES = (("h100", "H100"), ("h200", "H200"))
+SWEEPS = [f"routes_{name}" for name in ("serving", "16", "shared", "glm5", "128", "cache")]
 
 
 def load(results, device, name):
@@ -214,15 +218,15 @@ def regret(results):
             if not data:
                 continue
             r = data["regret"]
-            all_of = sorted(x["routed_us"] / x["best_us"] - 1 for x in r["rows"])
+            all_of = regrets(data)
             within = sum(x <= 0.10 for x in all_of)
             rows.append(
                 [
                     name,
                     cache,
                     r["batches"],
-                    f"{100 * r['mean_regret']:.1f} %",
-                    f"{100 * r['worst_regret']:.1f} %",
+                    percent(r["mean_regret"]),
+                    percent(r["worst_regret"]),
                     f"{within} of {len(all_of)}",
                     f"{r['all_mqa_over_routed']:.2f}",
                     f"{r['batch_wide_over_routed']:.2f}",
@@ -243,26 +247,139 @@ def regret(results):
     )
 
 
-def main():
-    page = pathlib.Path(sys.argv[1])
-    results = pathlib.Path(sys.argv[2])
-    text = page.read_text()
-    for name, make in (
-        ("ranges", ranges),
-        ("crossings", crossings),
-        ("parts", parts),
-        ("mixed", mixed),
-        ("shared", shared),
-        ("regret", regret),
-    ):
-        body = "\n".join(make(results))
-        text = re.sub(
-            f"<!-- begin {name} -->.*?<!-- end {name} -->",
-            lambda _: f"<!-- begin {name} -->\n{body}\n<!-- end {name} -->",
-            text,
-            flags=re.S,
+def geometric(values):
+    return math.exp(sum(map(math.log, values)) / len(values))
+
+
+def regrets(data):
+    return [x["routed_us"] / x["best_us"] - 1 for x in data["regret"]["rows"]] if data else []
+
+
+def percent(x):
+    return f"{100 * x:.1f} %"
+
+
+def summary(results):
+    """One line a device: what the router is worth."""
+    rows = []
+    for device, name in DEVICES:
+        found = [load(results, device, step) for step in ("regret", "regret_fp8")]
+        all_of = [x for data in found for x in regrets(data)]
+        serving = [
+            r
+            for r in problems(load(results, device, "routes_serving")).values()
+            if {"auto", "sparse-mqa", "batch-wide"} <= set(r)
+        ]
+        if not all_of or not serving:
+            continue
+        cells = [len(all_of), percent(sum(all_of) / len(all_of)), percent(max(all_of))]
+        for rule in ("sparse-mqa", "batch-wide"):
+            ratios = [r[rule]["median_us"] / r["auto"]["median_us"] for r in serving]
+            cells.append(f"{geometric(ratios):.2f}, up to {max(ratios):.2f}")
+        rows.append([name] + cells)
+    return table(
+        [
+            "device",
+            "random batches",
+            "regret, mean",
+            "worst",
+            "all sparse MQA, serving batches",
+            "batch-wide rule, serving batches",
+        ],
+        rows,
+    )
+
+
+def pictures(rows, kind, caption):
+    """Maker of the pictures of each device that has this one."""
+
+    def make(results):
+        lines = []
+        for device, name in DEVICES:
+            path = f"figures/{device}_{rows}.{kind}.svg"
+            if (results.parent.parent / "docs" / path).exists():
+                lines += [f"![{caption}, {name}]({path})", ""]
+        return lines[:-1]
+
+    return make
+
+
+def runs(results):
+    """Device, clocks, versions and what there was no time for, from the heads and ends of files."""
+    rows = []
+    for device, name in DEVICES:
+        texts = {}
+        for path in sorted((results / device).glob("*.txt")):
+            texts[path.stem] = path.read_text()
+        head = texts.get("routes_serving") or texts.get("routes_16")
+        if not head:
+            continue
+        commit = re.search(r"# mla (\S+), commit (\S+);", head)
+        about = re.search(r"# cuda device \d+: (.*?), sm_\d+.*?(driver CUDA [\d.]+)", head)
+        state = r"degrees: ([\d.]+), (\d+) MHz, (\d+) MHz, (\d+) MHz"
+        first = re.search(state, head)
+        clocks = [int(m[1]) for t in texts.values() for m in re.findall(state, t)]
+        tune = texts.get("tune", "") + texts.get("tune_fp8", "")
+        timed = sum(map(int, re.findall(r"# (\d+) points in", tune)))
+        late = sum(map(int, re.findall(r"; (\d+) more had no time", tune)))
+        left = r"# (\d+) of \d+ problems were left out"
+        left = sum(int(m) for k in SWEEPS for m in re.findall(left, texts.get(k, "")))
+        rows.append(
+            [
+                about[1],
+                f"{first[1]}, {about[2][7:]}",
+                f"{min(clocks)} to {max(clocks)} MHz",
+                f"{commit[1]}, {commit[2]}",
+                f"{timed} of {timed + late}" if timed else "",
+                left,
+            ]
         )
-    page.write_text(text)
+    return table(
+        [
+            "device",
+            "driver",
+            "SM clock seen",
+            "libmla, commit",
+            "points of the tables of times",
+            "problems of sweeps without time left",
+        ],
+        rows,
+    )
+
+
+MAKERS = {
+    "runs": runs,
+    "ranges": ranges,
+    "crossings": crossings,
+    "parts": parts,
+    "mixed": mixed,
+    "shared": shared,
+    "regret": regret,
+    "summary": summary,
+    "picture times": pictures("routes_16", "time", "16 heads"),
+    "picture roofline": pictures("routes_16", "roofline", "Roofline of 16 heads"),
+    "picture glm5": pictures("routes_glm5", "heat", "GLM-5"),
+    "picture batches": pictures("routes_128", "heat", "128 heads"),
+    "picture caches": pictures("routes_cache", "time", "bf16 and fp8_ds_mla"),
+    "picture mixed": pictures("routes_serving", "mixed", "Mixed batches"),
+}
+
+
+def main():
+    results = pathlib.Path(sys.argv[1])
+    for page in map(pathlib.Path, sys.argv[2:]):
+        text = page.read_text()
+        for name, make in MAKERS.items():
+            if f"<!-- begin {name} -->" not in text:
+                continue
+            body = "\n".join(make(results))
+            text = re.sub(
+                f"<!-- begin {name} -->.*?<!-- end {name} -->",
+                lambda _: f"<!-- begin {name} -->\n{body}\n<!-- end {name} -->",
+                text,
+                flags=re.S,
+            )
+        page.write_text(text)
 
 
 if __name__ == "__main__":

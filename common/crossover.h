@@ -5,7 +5,7 @@
  *
  * A curve holds one setting (heads, dims, cache format, q dtype, topk): for every route two grids
  * over (query tokens, keys before them), as rates, useful FLOP a second: of a request that is one
- * more in a batch which keeps the device busy, and of one alone. A batch takes on a route
+ * more in a batch which keeps the device busy, and of one alone. A job of a batch takes
  *     sum of (one more) + largest (alone - one more)
  * so that one request takes its time alone, and many the sum of what each adds. Between grid points
  * log(rate) is linear in log2(queries) and log2(keys + 64); beyond the grid it is held. Between

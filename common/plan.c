@@ -36,6 +36,8 @@ struct mla_plan {
 
 /* ---------------------------------------------------------------- choosing */
 
+enum { FEW_REQUESTS = 64 };
+
 struct chooser {
     const struct mla_backend_ops *ops;
     const mla_plan *plan;
@@ -185,7 +187,30 @@ static mla_status decide_request(struct chooser *c, const struct mla_request *r,
     return MLA_OK;
 }
 
-/* Routes of all requests: each by its own cost, then together. */
+/* The kernel that each route of a request would get; routes that none serves cost too much. */
+static void find_jobs(struct chooser *c, const struct mla_request *r,
+                      struct mla_route_choice *choice)
+{
+    bool any = false;
+    c->refusals[0] = '\0';
+    for (int route = MLA_ROUTE_DENSE_MHA; route < MLA_ROUTES; route++) {
+        const struct mla_kernel *kernel = NULL;
+        if (!isfinite(choice->cost[route]))
+            continue;
+        for (int last = 0; !kernel && last < 2; last++)
+            kernel = kernel_for(c, (mla_route)route, last, r);
+        for (int k = 0; kernel && c->ops->kernels[k]; k++)
+            if (c->ops->kernels[k] == kernel)
+                choice->job[route] = k + 1;
+        any |= kernel != NULL;
+    }
+    for (int route = MLA_ROUTE_DENSE_MHA; any && route < MLA_ROUTES; route++)
+        if (!choice->job[route])
+            choice->cost[route] = INFINITY;
+}
+
+/* Routes of all requests: each by its own cost, then together. Which requests would share a job is
+ * asked of few only: what a job costs more hardly counts among many. */
 static mla_status decide(struct chooser *c, struct mla_request *requests,
                          struct decision *decisions)
 {
@@ -204,6 +229,8 @@ static mla_status decide(struct chooser *c, struct mla_request *requests,
         mla_route_choose(p, r->query_len, r->seq_len_kv, is_complete(c, r), table,
                          c->options->workspace_limit_bytes, &choices[b]);
         skip[b] = r->query_len == 0 || forced_route(c->options, r) != MLA_ROUTE_AUTO;
+        if (choices[b].measured && !skip[b] && !c->named && p->batch <= FEW_REQUESTS)
+            find_jobs(c, r, &choices[b]);
     }
     if (status == MLA_OK && table->num_curves)
         mla_route_settle(choices, skip, p->batch);

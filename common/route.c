@@ -203,19 +203,29 @@ static bool decide_measured(const mla_problem *p, const struct mla_route_table *
     return out->measured;
 }
 
-/* Seconds of the batch: each route's requests one more each, and its largest overhead. */
+/* Seconds of the batch: each request one more in its job, and each job's largest overhead. */
 static double batch_seconds(const struct mla_route_choice *choices, const bool *skip, int64_t n)
 {
-    double total = 0, overhead[MLA_ROUTES] = {0};
+    enum { JOBS = 32 };
+    double total = 0, most[JOBS];
+    int keys[JOBS], jobs = 0;
     for (int64_t i = 0; i < n; i++) {
         const struct mla_route_choice *c = &choices[i];
         if (skip[i] || !c->measured)
             continue;
+        int key = c->job[c->route] * MLA_ROUTES + (int)c->route, j = 0;
+        while (j < jobs && keys[j] != key)
+            j++;
+        if (j == jobs && jobs < JOBS) {
+            keys[jobs] = key;
+            most[jobs++] = 0;
+        }
+        j = j < JOBS ? j : JOBS - 1;
+        most[j] = fmax(most[j], c->overhead[c->route]);
         total += c->cost[c->route];
-        overhead[c->route] = fmax(overhead[c->route], c->overhead[c->route]);
     }
-    for (int r = MLA_ROUTE_DENSE_MHA; r < MLA_ROUTES; r++)
-        total += overhead[r];
+    for (int j = 0; j < jobs; j++)
+        total += most[j];
     return total;
 }
 

@@ -43,7 +43,9 @@ struct mla_route_choice {
     double cost[MLA_ROUTES];     /* FLOP / rate; INFINITY where the route is not admissible */
     bool measured;               /* costs are seconds, of a curve of the table */
     double overhead[MLA_ROUTES]; /* measured: seconds that the request takes longer alone; a batch
-                                    pays the largest of each route */
+                                    pays the largest of each job */
+    int job[MLA_ROUTES];         /* whoever chooses kernels: requests of one route and number run
+                                    together */
     int64_t rows_per_pass;       /* query rows whose mask fits the budget; at least 1 */
 };
 

@@ -505,6 +505,14 @@ static void cli_bench_pictures(void **state)
     starts_and_ends("a.roofline.svg", "<svg xmlns", "</svg>\n");
     starts_and_ends("a.mixed.svg", "<svg xmlns", "</svg>\n");
     starts_and_ends("b.svg", "<svg xmlns", "</svg>\n");
+    /* Without gnuplot a sentence, not a broken pipe. */
+    char *path = strdup(getenv("PATH"));
+    assert_non_null(path);
+    setenv("PATH", "/nowhere", 1);
+    must("bench --from rows.json --plot a.png", 4);
+    setenv("PATH", path, 1);
+    free(path);
+    assert_non_null(strstr(err_text, "gnuplot did not write 'a.png'"));
     unlink("rows.json");
 }
 
@@ -557,6 +565,9 @@ static void cli_tune_and_regret(void **state)
     assert_int_equal(system("sed -i 's/libmla 0.1.0/libmla 0.0.9/' table.txt"), 0);
     must("run 'attend model=tiny batch=q9s40' --explain", 2);
     assert_non_null(strstr(err_text, "libmla 0.0.9', want one of 'cpu "));
+    /* … but does not hinder the making of a new one. */
+    must("tune -o table.txt --backend cpu --model tiny --heads 4 --queries 4 --keys 0", 0);
+    must("run 'attend model=tiny batch=q9s40' --explain", 0);
     unsetenv("MLA_CROSSOVERS");
     unlink("table.txt");
     unlink("tune.json");

@@ -240,6 +240,24 @@ static void a_batch_shares_overheads(void **state)
     assert_int_equal(c[1].route, MLA_ROUTE_SPARSE_MQA);
 }
 
+/* What one more request costs is little here; how many jobs there are decides. */
+static void jobs_pay_their_overheads(void **state)
+{
+    (void)state;
+    const bool none[2] = {false, false};
+    struct mla_route_choice c[2] = {choice(2, 1, 0), choice(2, 1, 0)};
+    for (int i = 0; i < 2; i++) {
+        c[i].overhead[MLA_ROUTE_MASKED_MHA] = 40;
+        c[i].overhead[MLA_ROUTE_SPARSE_MQA] = 30;
+    }
+    mla_route_settle(c, none, 2);
+    assert_int_equal(c[0].route, MLA_ROUTE_SPARSE_MQA); /* 32 against 44 */
+    c[1].job[MLA_ROUTE_SPARSE_MQA] = 5;                 /* another kernel: 62 */
+    mla_route_settle(c, none, 2);
+    assert_int_equal(c[0].route, MLA_ROUTE_MASKED_MHA);
+    assert_int_equal(c[1].route, MLA_ROUTE_MASKED_MHA);
+}
+
 static void requests_move_one_by_one(void **state)
 {
     (void)state;
@@ -425,6 +443,7 @@ int main(void)
         cmocka_unit_test(costs_have_no_steps),
         cmocka_unit_test(damaged_and_foreign_files_are_refused),
         cmocka_unit_test(a_batch_shares_overheads),
+        cmocka_unit_test(jobs_pay_their_overheads),
         cmocka_unit_test(requests_move_one_by_one),
         cmocka_unit_test(settled_batches_are_nearly_the_best),
         cmocka_unit_test(holes_are_filled_smoothly),

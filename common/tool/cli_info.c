@@ -73,7 +73,7 @@ static bool describe_backend(mla_backend backend, char *text, size_t bytes)
     t.used = mla_context_describe(context, text, bytes);
     describe_trust(context, &t);
     if (context->crossovers)
-        mla_text_add(&t, "; routes by a table %s, %lld curves", context->crossovers->name,
+        mla_text_add(&t, "; route times %s, %lld curves", context->crossovers->name,
                      (long long)context->crossovers->num_curves);
     mla_context_destroy(context);
     return true;

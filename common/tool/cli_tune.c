@@ -205,6 +205,11 @@ static int measure(struct tune *t, FILE *text, json_t *root)
                               t->curves[n].heads_q, why);
     if (status)
         return mla_report(t->command, status);
+    fprintf(text, "# %" PRId64 " points in %.0f s", t->points - t->late, mla_seconds() - t->start);
+    if (t->late)
+        fprintf(text, "; %" PRId64 " more had no time left, and take what lies beside them",
+                t->late);
+    fprintf(text, "\n");
     show(t, text);
     return exit_status;
 }
@@ -231,7 +236,7 @@ static int tune_and_write(struct tune *t)
         mla_tune_watch(t);
         if (!t->from)
             exit_status = measure(t, text, root);
-        if (!exit_status && t->regret) {
+        if (!exit_status && t->regret && !mla_tune_interrupted()) {
             json_t *regret = NULL;
             mla_tune_watch(t);
             if (!t->from)
@@ -313,6 +318,7 @@ static int run_tune(const struct command *command, int argc, char **argv)
     if (strcmp(t.compute.backend, "model") == 0)
         return mla_usage(command,
                          "--backend: got model, which has no times; want cuda, cpu or auto");
+    setenv("MLA_CROSSOVERS", "", 1); /* an old table there must not hinder making a new one */
     exit_status = read_settings(&t, topk_value);
     if (!exit_status)
         exit_status = mla_compute_words(command, &t.compute);

@@ -15,12 +15,17 @@
 #include <string.h>
 #include <unistd.h>
 
-#define LONG 4e-3 /* seconds */
+#define LONG 4e-3    /* seconds */
+#define LOST 1.25    /* times the fastest so far: not timed again */
+#define CLOSE 1.1    /* times the fastest of the first round: timed again */
+#define STARTUP 2e-2 /* seconds that a first run may take for what is done once */
 
-enum { MOST_REQUESTS = 4, MOST_WAYS = 64, FINALISTS = 3, FINAL_RUNS = 9 };
+enum { MOST_REQUESTS = 4, MOST_WAYS = 128, CONTENDERS = 4, ROUNDS = 3, ROUND_RUNS = 3 };
 
 struct contest {
     struct mla_input in;
+    bool lost[MOST_REQUESTS]
+             [MLA_ROUTES]; /* this request alone takes longer than the routed batch */
     mla_route routes[MOST_WAYS][MOST_REQUESTS];
     double seconds[MOST_WAYS];
     int ways;
@@ -47,29 +52,42 @@ static void random_batch(const struct tune *t, uint64_t key, uint64_t *word, cha
     }
 }
 
-/* Median of `runs` runs, of a third of them where they are long and hardly scatter. */
-static mla_status time_plan(struct tune *t, const struct mla_input *in, const mla_route *routes,
-                            int runs, double *seconds)
+/* Runs of a plan: `runs`, a third of them where they are long and hardly scatter; one, or the
+ * first that warms up, where it is slower than cut. *count: how many times there are. */
+static mla_status time_runs(struct tune *t, const struct mla_input *in, const mla_plan *plan,
+                            int runs, double cut, double *times, int *count)
+{
+    double start = mla_seconds();
+    mla_status status = mla_timer_take(t->timer, plan, &in->problem, &in->tensors);
+    *count = 1;
+    times[0] = mla_seconds() - start;
+    if (status || times[0] > 2 * cut + STARTUP)
+        return status;
+    status = mla_timer_cold(t->timer, 1, times);
+    if (status || times[0] > cut)
+        return status;
+    *count = times[0] > LONG ? (runs + 2) / 3 : runs;
+    return *count > 1 ? mla_timer_cold(t->timer, *count, times) : status;
+}
+
+static mla_status time_ways(struct tune *t, const struct mla_input *in, mla_route route,
+                            const mla_route *routes, int runs, double cut, double *seconds)
 {
     mla_plan *plan;
     double times[MLA_TIMER_RUNS];
-    mla_status status = mla_input_plan(in, &t->compute, MLA_ROUTE_AUTO, routes, &plan);
+    int count;
+    mla_status status = mla_input_plan(in, &t->compute, route, routes, &plan);
+    *seconds = NAN;
     if (!status)
-        status = mla_timer_take(t->timer, plan, &in->problem, &in->tensors);
+        status = time_runs(t, in, plan, runs, cut, times, &count);
     if (!status)
-        status = mla_timer_cold(t->timer, 1, times);
-    if (!status && times[0] > LONG)
-        runs = (runs + 2) / 3;
-    if (!status && runs > 1)
-        status = mla_timer_cold(t->timer, runs, times);
-    if (!status)
-        *seconds = mla_times_of(times, runs).median;
+        *seconds = mla_times_of(times, count).median;
     mla_plan_destroy(plan);
     return status;
 }
 
-/* Every assignment of admissible routes; the last requests keep their first one if there would be
- * too many. */
+/* Every assignment of admissible routes that are not lost; the last requests keep their first one
+ * if there would be too many. */
 static void list_ways(struct contest *c)
 {
     const mla_problem *p = &c->in.problem;
@@ -78,7 +96,7 @@ static void list_ways(struct contest *c)
         int ways = c->ways, first = 0;
         for (int r = MLA_ROUTE_DENSE_MHA; r < MLA_ROUTES; r++) {
             bool complete = c->in.complete && c->in.complete[b];
-            if (!mla_route_admissible(p, (mla_route)r, complete, NULL))
+            if (c->lost[b][r] || !mla_route_admissible(p, (mla_route)r, complete, NULL))
                 continue;
             if (first++ == 0) {
                 for (int w = 0; w < ways; w++)
@@ -107,6 +125,7 @@ static int fastest(const struct contest *c, const bool *taken)
 
 struct verdict {
     double routed, best, sparse, wide;
+    int ways;
     char which[96], chosen[96];
 };
 
@@ -130,59 +149,120 @@ static mla_status routes_of(const struct tune *t, const struct mla_input *in, ml
     return status;
 }
 
-/* The best of the first round are timed again, beside the library's own choice: the least of many
- * noisy times is less than any of them takes. */
-static mla_status judge(struct tune *t, struct contest *c, struct verdict *v)
+/* A batch takes at least as long as any of its requests alone: which routes are lost, then. */
+static mla_status find_lost(struct tune *t, const struct tune_setting *s, struct contest *c,
+                            double routed)
+{
+    const mla_problem *p = &c->in.problem;
+    int64_t n = p->batch;
+    mla_status status = MLA_OK;
+    for (int64_t b = 0; b < n && n > 1 && !status; b++) {
+        char batch[64], problem[512];
+        struct mla_input one;
+        int64_t queries = (int64_t)p->cu_seqlens_q[b + 1] - p->cu_seqlens_q[b];
+        snprintf(batch, sizeof batch, "q%" PRId64 "s%d", queries, (int)p->seq_lens_kv[b]);
+        mla_tune_problem(t, s, s->topk, batch, problem, sizeof problem);
+        status = mla_input_open(t->pool, &t->compute, problem, &one);
+        for (int r = MLA_ROUTE_DENSE_MHA; r < MLA_ROUTES && !status; r++) {
+            double seconds;
+            bool complete = one.complete && one.complete[0];
+            if (!mla_route_admissible(&one.problem, (mla_route)r, complete, NULL))
+                continue;
+            status = time_ways(t, &one, (mla_route)r, NULL, 1, routed, &seconds);
+            c->lost[b][r] = !status && seconds > LOST * routed;
+            if (status == MLA_ERR_UNSUPPORTED) { /* no kernel */
+                c->lost[b][r] = true;
+                status = MLA_OK;
+            }
+        }
+        mla_input_free(&one);
+    }
+    return status;
+}
+
+/* The best of the first round in turns with the library's own choice, so that a clock that moves
+ * moves all of them: the least of many noisy times is less than any of them takes. */
+static mla_status last_rounds(struct tune *t, const struct mla_input *in,
+                              mla_route (*routes)[MOST_REQUESTS], int contenders, double *seconds)
+{
+    double times[CONTENDERS][ROUNDS * ROUND_RUNS];
+    int counts[CONTENDERS] = {0}, count;
+    mla_status status = MLA_OK;
+    for (int round = 0; round < ROUNDS && !status; round++)
+        for (int i = 0; i < contenders && !status; i++) {
+            mla_plan *plan;
+            status = mla_input_plan(in, &t->compute, MLA_ROUTE_AUTO, routes[i], &plan);
+            if (!status)
+                status = time_runs(t, in, plan, ROUND_RUNS, INFINITY, &times[i][counts[i]], &count);
+            counts[i] += status ? 0 : count;
+            mla_plan_destroy(plan);
+        }
+    for (int i = 0; i < contenders && !status; i++)
+        seconds[i] = mla_times_of(times[i], counts[i]).median;
+    return status;
+}
+
+static mla_status judge(struct tune *t, const struct tune_setting *s, const char *problem,
+                        struct contest *c, struct verdict *v)
 {
     bool taken[MOST_WAYS] = {false};
-    mla_route own[MOST_REQUESTS], wide[MOST_REQUESTS], sparse[MOST_REQUESTS];
+    mla_route routes[CONTENDERS][MOST_REQUESTS], wide[MOST_REQUESTS], sparse[MOST_REQUESTS];
+    double least, seconds[CONTENDERS];
     int64_t n = c->in.problem.batch;
-    mla_status status = routes_of(t, &c->in, own);
+    int contenders = 1;
+    mla_status status = routes_of(t, &c->in, routes[0]);
+    if (!status)
+        status = time_ways(t, &c->in, MLA_ROUTE_AUTO, routes[0], 1, INFINITY, &least);
+    if (!status)
+        status = find_lost(t, s, c, least);
+    mla_input_free(&c->in); /* single requests have taken its memory */
+    if (!status)
+        status = mla_input_open(t->pool, &t->compute, problem, &c->in);
+    if (status)
+        return status;
     list_ways(c);
-    for (int w = 0; w < c->ways && !status; w++) {
-        c->seconds[w] = NAN;
-        status = time_plan(t, &c->in, c->routes[w], 2, &c->seconds[w]);
+    for (int w = 0; w < c->ways && !status && !mla_tune_over(t); w++) {
+        status =
+            time_ways(t, &c->in, MLA_ROUTE_AUTO, c->routes[w], 2, LOST * least, &c->seconds[w]);
+        if (c->seconds[w] < least)
+            least = c->seconds[w];
         if (status == MLA_ERR_UNSUPPORTED)
             status = MLA_OK; /* no kernel */
     }
+    for (int w; contenders < CONTENDERS && (w = fastest(c, taken)) >= 0; taken[w] = true)
+        if (c->seconds[w] < CLOSE * least &&
+            memcmp(c->routes[w], routes[0], (size_t)n * sizeof(mla_route)) != 0)
+            memcpy(routes[contenders++], c->routes[w], sizeof routes[0]);
     if (!status)
-        status = time_plan(t, &c->in, own, FINAL_RUNS, &v->routed);
-    v->best = v->routed;
-    if (!status)
-        name_routes(own, n, v->chosen, sizeof v->chosen);
-    memcpy(v->which, v->chosen, sizeof v->which);
-    for (int f = 0; f < FINALISTS && !status; f++) {
-        double seconds;
-        int w = fastest(c, taken);
-        if (w < 0)
-            break;
-        taken[w] = true;
-        if (memcmp(c->routes[w], own, (size_t)n * sizeof *own) == 0)
-            continue;
-        status = time_plan(t, &c->in, c->routes[w], FINAL_RUNS, &seconds);
-        if (!status && seconds < v->best) {
-            v->best = seconds;
-            name_routes(c->routes[w], n, v->which, sizeof v->which);
-        }
-    }
+        status = last_rounds(t, &c->in, routes, contenders, seconds);
+    if (status)
+        return status;
+    int best = 0;
+    for (int i = 1; i < contenders; i++)
+        best = seconds[i] < seconds[best] ? i : best;
+    v->ways = c->ways;
+    v->routed = seconds[0];
+    v->best = seconds[best];
+    name_routes(routes[0], n, v->chosen, sizeof v->chosen);
+    name_routes(routes[best], n, v->which, sizeof v->which);
     for (int64_t b = 0; b < n; b++)
         sparse[b] = t->settings[0].topk ? MLA_ROUTE_SPARSE_MQA : MLA_ROUTE_DENSE_MQA;
-    if (!status)
-        status = time_plan(t, &c->in, sparse, TUNE_RUNS, &v->sparse);
+    status = time_ways(t, &c->in, MLA_ROUTE_AUTO, sparse, TUNE_RUNS, INFINITY, &v->sparse);
     v->wide = v->sparse;
     if (!status && t->settings[0].topk) {
         mla_input_batch_wide(&c->in, &t->compute, wide);
-        status = time_plan(t, &c->in, wide, TUNE_RUNS, &v->wide);
+        status = time_ways(t, &c->in, MLA_ROUTE_AUTO, wide, TUNE_RUNS, INFINITY, &v->wide);
     }
     return status;
 }
 
 static json_t *row_json(const struct tune_setting *s, const char *batch, const struct verdict *v)
 {
-    return json_pack("{s:s, s:s, s:I, s:s, s:f, s:f, s:f, s:f, s:s, s:s}", "model", s->model,
-                     "cache", s->cache, "heads", (json_int_t)s->heads, "batch", batch, "routed_us",
-                     v->routed * 1e6, "best_us", v->best * 1e6, "all_mqa_us", v->sparse * 1e6,
-                     "batch_wide_us", v->wide * 1e6, "routed", v->chosen, "best", v->which);
+    return json_pack("{s:s, s:s, s:I, s:s, s:i, s:f, s:f, s:f, s:f, s:s, s:s}", "model", s->model,
+                     "cache", s->cache, "heads", (json_int_t)s->heads, "batch", batch, "ways",
+                     v->ways, "routed_us", v->routed * 1e6, "best_us", v->best * 1e6, "all_mqa_us",
+                     v->sparse * 1e6, "batch_wide_us", v->wide * 1e6, "routed", v->chosen, "best",
+                     v->which);
 }
 
 mla_status mla_tune_regret(struct tune *t, FILE *text, json_t **out)
@@ -203,8 +283,10 @@ mla_status mla_tune_regret(struct tune *t, FILE *text, json_t **out)
         mla_tune_problem(t, s, s->topk, batch, problem, sizeof problem);
         status = mla_input_open(t->pool, &t->compute, problem, &c.in);
         if (!status)
-            status = judge(t, &c, &v);
+            status = judge(t, s, problem, &c, &v);
         mla_input_free(&c.in);
+        if (!status && mla_tune_over(t))
+            break; /* in the middle of it */
         if (status == MLA_ERR_MEMORY || status == MLA_ERR_UNSUPPORTED) {
             fprintf(text, "skip %s: %s\n", batch, mla_last_error());
             status = MLA_OK;

@@ -16,7 +16,9 @@
 #include <unistd.h>
 
 enum {
-    FEWEST = 3,     /* runs that give a median */
+    FEWEST = 3, /* runs that give a median */
+    TURNS = 3,  /* of the ways to run a mixed batch */
+    MOST_ROWS = MLA_ROUTES + 3,
     WARM_RUNS = 10, /* back to back, at most */
     LONG_ENOUGH = 5 /* seconds of one row's runs, where no time is given */
 };
@@ -196,6 +198,22 @@ static mla_status keep_row(struct route_bench *b, const struct mla_input *in, st
     return MLA_OK;
 }
 
+/* The plan of a way to run a batch. */
+static mla_status plan_of(const struct route_bench *b, const struct mla_input *in,
+                          enum route_way way, mla_route route, mla_plan **plan)
+{
+    const mla_problem *p = &in->problem;
+    if (way != WAY_BATCH_WIDE)
+        return mla_input_plan(in, b->compute, route, NULL, plan);
+    mla_route *routes = mla_alloc((size_t)p->batch, sizeof *routes);
+    if (!routes)
+        return mla_fail(MLA_ERR_MEMORY, "routes: no memory for %lld requests", (long long)p->batch);
+    mla_input_batch_wide(in, b->compute, routes);
+    mla_status status = mla_input_plan(in, b->compute, route, routes, plan);
+    mla_free(routes);
+    return status;
+}
+
 /* Times one row. What does not fit, or has no kernel, is said and left out. */
 static mla_status add_row(struct route_bench *b, const struct mla_input *in, double time,
                           enum route_way way, mla_route route, int64_t source)
@@ -227,16 +245,7 @@ static mla_status add_row(struct route_bench *b, const struct mla_input *in, dou
         row.bytes = (double)row.query_len * (64 * 132 + 4.0 * (double)p->topk) +
                     132.0 * (double)row.seq_len_kv;
     } else {
-        mla_route *routes = NULL;
-        if (way == WAY_BATCH_WIDE) {
-            routes = mla_alloc((size_t)p->batch, sizeof *routes);
-            if (!routes)
-                return mla_fail(MLA_ERR_MEMORY, "routes: no memory for %lld requests",
-                                (long long)p->batch);
-            mla_input_batch_wide(in, b->compute, routes);
-        }
-        status = mla_input_plan(in, b->compute, route, routes, &plan);
-        mla_free(routes);
+        status = plan_of(b, in, way, route, &plan);
         if (!status) {
             describe_run(plan, p->batch, &row);
             status = mla_timer_take(b->timer, plan, p, &in->tensors);
@@ -255,6 +264,40 @@ static mla_status add_row(struct route_bench *b, const struct mla_input *in, dou
                 in->text, mla_last_error());
         return MLA_OK;
     }
+    return status;
+}
+
+/* Ways to run a mixed batch stand against each other: they are timed again in turns, since clocks
+ * move with what ran before. Those times replace the first ones. */
+static mla_status time_in_turns(struct route_bench *b, const struct mla_input *in, int first,
+                                double time)
+{
+    int rows = b->count - first, counts[MOST_ROWS] = {0};
+    double times[MOST_ROWS][MLA_TIMER_RUNS];
+    mla_status status = MLA_OK;
+    for (int turn = 0; turn < TURNS && !interrupted; turn++)
+        for (int i = 0; i < rows && !status; i++) {
+            const struct route_row *row = &b->rows[first + i];
+            if (row->way == WAY_INDEXER)
+                continue;
+            /* One of a turn's runs warms up. */
+            double fit = time / (TURNS * rows * (row->cold.median + 3e-4)) - 1;
+            int most = row->runs / TURNS, runs = fit < most ? (int)fit : most;
+            runs = runs < 1 ? 1 : runs;
+            mla_plan *plan = NULL;
+            status = plan_of(b, in, row->way, row->route, &plan);
+            if (!status)
+                status = mla_timer_take(b->timer, plan, &in->problem, &in->tensors);
+            if (!status)
+                status = mla_timer_cold(b->timer, runs, &times[i][counts[i]]);
+            counts[i] += status ? 0 : runs;
+            mla_plan_destroy(plan);
+        }
+    for (int i = 0; i < rows && !status; i++)
+        if (counts[i]) {
+            b->rows[first + i].runs = counts[i];
+            b->rows[first + i].cold = mla_times_of(times[i], counts[i]);
+        }
     return status;
 }
 
@@ -313,7 +356,7 @@ static mla_status time_source(struct route_bench *b, int64_t source, double time
     struct {
         enum route_way way;
         mla_route route;
-    } rows[MLA_ROUTES + 3];
+    } rows[MOST_ROWS];
     int first = b->count, n = 0;
     mla_status status = mla_input_open(b->pool, b->compute, b->sources[source], &in);
     if (status == MLA_ERR_MEMORY) {
@@ -346,8 +389,12 @@ static mla_status time_source(struct route_bench *b, int64_t source, double time
             rows[n++].route = MLA_ROUTE_AUTO;
         }
     }
+    bool turns = n > 1 && mla_input_mixed(p);
+    time = turns ? time / 2 : time;
     for (int i = 0; i < n && !status && !interrupted; i++)
         status = add_row(b, &in, time / n, rows[i].way, rows[i].route, source);
+    if (!status && turns && !interrupted)
+        status = time_in_turns(b, &in, first, time);
     if (!status)
         print_rows(b, first);
     mla_input_free(&in);

@@ -14,8 +14,10 @@
 #include <string.h>
 #include <unistd.h>
 
-#define LONG 4e-3 /* seconds of a run that keeps any device busy, and whose times hardly scatter */
-#define ENOUGH 1e-2 /* seconds of a batch from which one more request's time can be told */
+#define LONG 4e-3  /* seconds of a run that keeps any device busy, and whose times hardly scatter */
+#define SHORT 5e-4 /* seconds of a run in which launching counts, and whose times scatter */
+#define HOPELESS 5 /* times the best route so far: such a point is not timed */
+#define ENOUGH 6e-3 /* seconds of a batch from which one more request's time can be told */
 
 static volatile sig_atomic_t interrupted;
 
@@ -30,6 +32,11 @@ void mla_tune_watch(struct tune *t)
     t->start = mla_seconds();
     interrupted = 0;
     signal(SIGINT, on_interrupt);
+}
+
+bool mla_tune_interrupted(void)
+{
+    return interrupted;
 }
 
 bool mla_tune_over(const struct tune *t)
@@ -56,7 +63,7 @@ static mla_status time_copies(struct tune *t, const struct tune_setting *s, int6
     char batch[96], text[512];
     struct mla_input in;
     mla_plan *plan = NULL;
-    double times[TUNE_RUNS] = {0};
+    double times[3 * TUNE_RUNS] = {0};
     *seconds = NAN;
     snprintf(batch, sizeof batch, "%" PRId64 "q%" PRId64 "s%" PRId64, copies, queries,
              queries + context);
@@ -71,7 +78,7 @@ static mla_status time_copies(struct tune *t, const struct tune_setting *s, int6
         status = mla_timer_take(t->timer, plan, &in.problem, &in.tensors);
     if (!status)
         status = mla_timer_cold(t->timer, 1, times);
-    int runs = times[0] > LONG ? 1 : TUNE_RUNS;
+    int runs = times[0] > LONG ? 1 : times[0] > SHORT ? TUNE_RUNS : 3 * TUNE_RUNS;
     if (!status && runs > 1)
         status = mla_timer_cold(t->timer, runs, times);
     if (!status)
@@ -97,6 +104,41 @@ static int64_t copies_for(const struct tune *t, int64_t queries, int64_t context
     return want < 1 ? 1 : want;
 }
 
+/* Seconds of one request at a point of the grid; 0 where it was not timed. */
+static double alone_at(const struct mla_route_curve *c, int route, int i, int j)
+{
+    mla_problem p;
+    mla_curve_problem(c, &p);
+    return c->alone[route][i][j] > 0 ? mla_route_flop(&p, (mla_route)route, c->queries[i],
+                                                      c->queries[i] + c->contexts[j]) /
+                                           c->alone[route][i][j]
+                                     : 0;
+}
+
+/* By its smaller points, may a route be chosen at this one, and is it timed soon enough? At least
+ * it takes what they take. At most it takes their rate; but small points are slow by that measure,
+ * so that the mean of the two is as good a guess. */
+static bool worth_timing(const struct tune *t, const struct mla_route_curve *c, int route, int i,
+                         int j)
+{
+    double least = 0, rate = 0, other = INFINITY;
+    mla_problem p;
+    mla_curve_problem(c, &p);
+    for (int k = 0; k <= i; k++)
+        for (int l = 0; l <= j; l++) {
+            least = fmax(least, alone_at(c, route, k, l));
+            rate = fmax(rate, c->alone[route][k][l]);
+        }
+    if (rate <= 0)
+        return true;
+    for (int r = MLA_ROUTE_DENSE_MHA; r < MLA_ROUTES; r++)
+        if (lists_route(r) == lists_route(route) && alone_at(c, r, i, j) > 0)
+            other = fmin(other, alone_at(c, r, i, j));
+    double most =
+        mla_route_flop(&p, (mla_route)route, c->queries[i], c->queries[i] + c->contexts[j]) / rate;
+    return least < HOPELESS * other && sqrt(least * most) < t->limit;
+}
+
 /* A route's time at one point of the grid: one request, and what one more adds. */
 static mla_status tune_route(struct tune *t, int which, mla_route route, int i, int j)
 {
@@ -104,15 +146,11 @@ static mla_status tune_route(struct tune *t, int which, mla_route route, int i, 
     struct mla_route_curve *c = &t->curves[which];
     int64_t queries = c->queries[i], context = c->contexts[j];
     int64_t topk = lists_route((int)route) ? c->topk : 0, copies = copies_for(t, queries, context);
-    double flop, one, all, rate = 0;
+    double flop, one, all;
     mla_problem p;
     mla_curve_problem(c, &p);
     flop = mla_route_flop(&p, route, queries, queries + context);
-    /* What smaller points say about the time of this one. */
-    for (int k = 0; k <= i; k++)
-        for (int l = 0; l <= j; l++)
-            rate = c->alone[route][k][l] > rate ? c->alone[route][k][l] : rate;
-    if (rate > 0 && flop / rate > t->limit)
+    if (!worth_timing(t, c, (int)route, i, j))
         return MLA_OK;
     mla_status status = time_copies(t, s, topk, route, queries, context, 1, &one);
     if (status || !(one > 0))
@@ -147,19 +185,31 @@ static void progress(struct tune *t, const struct mla_route_curve *c, int i, int
             left);
 }
 
-/* Points of one setting: coarse (every second row of the grid, from the last), or those between. */
-static mla_status tune_pass(struct tune *t, int which, bool coarse)
+enum { PASSES = 3 };
+
+/* Rows of the grid by pass: every fourth from the last and the first, every second, all. */
+static int pass_of(const struct mla_route_curve *c, int i)
+{
+    int from_last = c->num_queries - 1 - i;
+    return i == 0 || from_last % 4 == 0 ? 0 : from_last % 2 == 0 ? 1 : 2;
+}
+
+static mla_status tune_pass(struct tune *t, int which, int pass)
 {
     struct mla_route_curve *c = &t->curves[which];
     mla_status status = MLA_OK;
+    /* What seldom takes long first: others are left out where they would. */
+    static const mla_route order[] = {MLA_ROUTE_SPARSE_MQA, MLA_ROUTE_MASKED_MHA,
+                                      MLA_ROUTE_DENSE_MQA, MLA_ROUTE_DENSE_MHA};
     for (int i = 0; i < c->num_queries && !status; i++) {
-        if (((c->num_queries - 1 - i) % 2 == 0) != coarse)
+        if (pass_of(c, i) != pass)
             continue;
         for (int j = 0; j < c->num_contexts && !status; j++) {
             progress(t, c, i, j);
-            for (int route = MLA_ROUTE_DENSE_MHA; route < MLA_ROUTES && !status; route++)
-                if (!mla_tune_over(t) && (!lists_route(route) || c->topk))
-                    status = tune_route(t, which, (mla_route)route, i, j);
+            t->late += mla_tune_over(t);
+            for (int r = 0; r < 4 && !status; r++)
+                if (!mla_tune_over(t) && (!lists_route((int)order[r]) || c->topk))
+                    status = tune_route(t, which, order[r], i, j);
             t->done++;
         }
     }
@@ -175,11 +225,12 @@ static int query_grid(int64_t *at, int64_t most)
     return n;
 }
 
+/* 0, 256, then times 4. */
 static int context_grid(int64_t *at, int64_t most)
 {
     int n = 0;
     at[n++] = 0;
-    for (int64_t x = 1024; x <= most && n < MLA_CURVE_POINTS; x *= 4)
+    for (int64_t x = 256; x <= most && n < MLA_CURVE_POINTS; x *= 4)
         at[n++] = x;
     return n;
 }
@@ -229,9 +280,9 @@ mla_status mla_tune_measure(struct tune *t)
         status = start_curve(t, &t->settings[n], &t->curves[n]);
         t->points += (int64_t)t->curves[n].num_queries * t->curves[n].num_contexts;
     }
-    for (int pass = 0; pass < 2; pass++)
+    for (int pass = 0; pass < PASSES; pass++)
         for (int n = 0; n < t->num_settings && !status; n++) {
-            status = tune_pass(t, n, pass == 0);
+            status = tune_pass(t, n, pass);
             if (!status && t->save)
                 t->save(t);
         }
@@ -248,7 +299,11 @@ mla_status mla_tune_measure(struct tune *t)
         t->curves[kept++] = t->curves[n];
     }
     t->num_settings = kept;
-    if (!status && kept == 0)
+    if (!status && kept == 0 && mla_tune_over(t))
+        status =
+            mla_fail(MLA_ERR_UNSUPPORTED,
+                     "tune: ended before any setting had a time of every route, want more time");
+    else if (!status && kept == 0)
         status = mla_fail(MLA_ERR_UNSUPPORTED, "tune: no setting has a time of every route that it "
                                                "needs on this device");
     return status;

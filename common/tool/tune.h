@@ -29,7 +29,7 @@ struct tune {
     int num_settings;
     double limit; /* seconds of a run above which larger points are left out */
     double start;
-    int64_t points, done;
+    int64_t points, done, late; /* points of all grids, those behind us, those without time left */
     struct mla_pool *pool;
     struct mla_timer *timer;
     void (*save)(struct tune *t); /* called where the curves so far make a table; NULL = nobody */
@@ -41,10 +41,11 @@ void mla_tune_problem(const struct tune *t, const struct tune_setting *s, int64_
 /* Interrupted, or no time left? */
 bool mla_tune_over(const struct tune *t);
 void mla_tune_watch(struct tune *t); /* the clock starts; an interrupt ends the measuring */
+bool mla_tune_interrupted(void);     /* since then */
 
 /* Has a curve a time of each route that it needs? */
 bool mla_tune_whole(const struct mla_route_curve *curve);
-/* Fills t->curves: a coarse grid of all settings first, then what lies between, until the time is
+/* Fills t->curves: a coarse grid of all settings first, then finer ones, until the time is
  * over. Curves without a time of a route that they need are dropped. */
 mla_status mla_tune_measure(struct tune *t);
 
