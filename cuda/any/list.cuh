@@ -92,16 +92,17 @@ static __device__ void sample_range(const TEAM &team, const X &x, u32 *low, u32 
     *high = most;
 }
 
-/* The bin from the top where the counts reach need; what is above it and in it. */
+/* The bin from the top where the counts reach need, which is at most the sum of all; what is above
+ * it and in it. */
 template <class TEAM>
-static __device__ u32 find_bin(const TEAM &team, u32 need, u32 *above, u32 *count)
+static __device__ u32 find_bin(const TEAM &team, u32 need, u32 *above, u32 *count, u32 *all)
 {
     const int each = BINS / TEAM::THREADS + 1; /* odd or not a power of two: banks differ */
     int top = BINS - 1 - each * team.rank();
-    u32 own = 0, all;
+    u32 own = 0;
     for (int i = 0; i < each; i++)
         own += top - i >= 0 ? team.template get<u32>(KTH_BINS + 4 * (top - i)) : 0;
-    u32 upto = team_scan(team, own, &all), sum = upto - own;
+    u32 upto = team_scan(team, own, all), sum = upto - own;
     if (sum < need && upto >= need) {
         int bin = top;
         u32 n;
@@ -148,7 +149,7 @@ static __device__ struct kth_range find_range(const TEAM &team, const X &x, int 
                 team.add(KTH_BINS + 4 * at, 1u);
         });
         team.sync();
-        u32 above, count, bin = find_bin(team, need, &above, &count);
+        u32 above, count, all, bin = find_bin(team, need, &above, &count, &all);
         uint64_t from = low + ((uint64_t)bin << shift), to = from + ((1ull << shift) - 1);
         if (sampled && bin == BINS - 1)
             to = ~0ull;
@@ -225,6 +226,36 @@ static __device__ int gather(const TEAM &team, const X &x, uint64_t floor, uint6
     return (int)team.template get<u32>(KTH_TAKEN);
 }
 
+/* Writes what is marked in a map of `words`, whose first bit is key `first`, behind `written`
+ * entries; returns their number. */
+template <class TEAM>
+static __device__ u32 write_map(const TEAM &team, u32 map, int words, int first, u32 written,
+                                const struct list_out &out)
+{
+    int each = (words + TEAM::THREADS - 1) / TEAM::THREADS, word = each * team.rank();
+    u32 own = 0, all;
+    for (int i = word; i < min(words, word + each); i++)
+        own += __popc(ld_shared<u32>(map + 4 * i));
+    u32 at = written + team_scan(team, own, &all) - own;
+    for (int i = word; i < min(words, word + each); i++) {
+        int base = first + 32 * i - out.base;
+        for (u32 bits = ld_shared<u32>(map + 4 * i); bits; bits &= bits - 1)
+            out.indices[at++] = base + __ffs((int)bits) - 1;
+    }
+    return all;
+}
+
+/* A list of n entries has been written. */
+template <class TEAM>
+static __device__ void end_list(const TEAM &team, int n, const struct list_out &out)
+{
+    for (int64_t i = n + team.rank(); i < out.topk; i += TEAM::THREADS)
+        out.indices[i] = -1;
+    if (out.len && team.rank() == 0)
+        *out.len = n;
+    team.sync();
+}
+
 /* The row's list by index, of keys [low, high). map: 4 * MAP_WORDS bytes. */
 template <class TEAM, class X>
 static __device__ void list_by_index(const TEAM &team, const X &x, int k, int low, int high,
@@ -263,23 +294,9 @@ static __device__ void list_by_index(const TEAM &team, const X &x, int k, int lo
             each_collected(team, r.need, [&](uint64_t item, bool) { mark(item); });
             team.sync();
         }
-        int each = (words + TEAM::THREADS - 1) / TEAM::THREADS, word = each * team.rank();
-        u32 own = 0, all;
-        for (int i = word; i < min(words, word + each); i++)
-            own += __popc(ld_shared<u32>(map + 4 * i));
-        u32 at = written + team_scan(team, own, &all) - own;
-        for (int i = word; i < min(words, word + each); i++) {
-            int base = (int)first + 32 * i - out.base;
-            for (u32 bits = ld_shared<u32>(map + 4 * i); bits; bits &= bits - 1)
-                out.indices[at++] = base + __ffs((int)bits) - 1;
-        }
-        written += all;
+        written += write_map(team, map, words, (int)first, written, out);
     }
-    for (int64_t i = n + team.rank(); i < out.topk; i += TEAM::THREADS)
-        out.indices[i] = -1;
-    if (out.len && team.rank() == 0)
-        *out.len = n;
-    team.sync();
+    end_list(team, n, out);
 }
 
 /* Selects, orders and writes a row of keys [low, high). scratch: shared memory, 4 * MAP_WORDS

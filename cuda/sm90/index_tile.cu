@@ -19,6 +19,8 @@
  * warpgroup selects the row's K largest, and only what is better comes in from then on: later keys
  * have larger indices, so that an equal score is no better. The list is exact whatever the floor
  * did in between.
+ * Where lists by index are all that is wanted and 4 bytes for each of a tile's keys have room in a
+ * row's buffers (up to 12 K keys), scores are stored in order of keys instead: index_dense.cuh.
  *
  * Shared memory, bytes
  *   queries, bitmap of a list     4 x 16384
@@ -46,11 +48,11 @@
  * fp8 products: see index_logits.cu. */
 #include "index_tile.h"
 
-#include "../any/list.cuh"
 #include "../element.cuh"
 #include "../index_stream.cuh"
 #include "../ptx/launch.cuh"
 #include "../ptx/wgmma.cuh"
+#include "index_dense.cuh"
 
 static const int TILE_THREADS = 640, LOAD_WARP = 16;
 static const int TILE_MATH = 112, TILE_LOAD = 32;
@@ -161,6 +163,14 @@ __device__ __forceinline__ struct row_items row_of(const struct index_launch &a,
     int kept = (a.k_list + 1) & ~1;
     return {a.items + place * a.capacity, smem + tile::TALLY + row * TALLY_BYTES,
             a.rows * a.capacity, kept, (a.capacity - kept) / 2 & ~1};
+}
+
+/* Where the scores of a tile's row lie in order of keys, if all of them have room in its buffers and
+ * the list is all that is wanted. */
+__device__ __forceinline__ bool dense_tile(const struct index_launch &a, const struct work &w)
+{
+    int room = min(INDEX_TILE_BUFFERS * (2 * a.capacity / KEYS), 32 * MAP_WORDS / KEYS);
+    return a.parts == 1 && a.ascending && !a.scores && w.steps <= room;
 }
 
 /* ------------------------------------------------------------------------------------- load */
@@ -392,12 +402,14 @@ __device__ __forceinline__ float quad_sum(const float (&v)[4])
     return keep + __shfl_xor_sync(0xFFFFFFFFu, give, 1);
 }
 
-/* One finished score a lane: stored where scores are wanted, and appended if it is better than the
- * row's floor. */
-template <int HP, bool LOGITS>
+/* One finished score a lane: stored where scores are wanted, and in its place, or appended if it is
+ * better than the row's floor. */
+template <int HP, bool LOGITS, bool DENSE>
 __device__ __forceinline__ void tile_emit(const struct index_launch &a, struct part<HP> &p, int r,
-                                          float score, int pos, bool seen, bool clear, u32 smem)
+                                          float scale, float sum, int pos, bool seen, bool clear,
+                                          u32 smem)
 {
+    float score = scale * sum;
     if (!clear || LOGITS) {
         uint2 v = ld_shared<uint2>(smem + tile::TALLY + TALLY_LOW + (p.row0 + r) * TALLY_BYTES);
         int low = (int)v.x;
@@ -406,6 +418,11 @@ __device__ __forceinline__ void tile_emit(const struct index_launch &a, struct p
             a.logits[(p.first + r) * a.logits_row + pos - (a.relative ? low : 0)] = score;
         if (LOGITS && a.k_list == 0)
             return;
+    }
+    if (DENSE) {
+        *(float *)p.to[r] = seen ? dense_score(scale, sum) : __uint_as_float(UNSEEN);
+        p.to[r] += KEYS / 2;
+        return;
     }
     float floor = ld_shared<float>(smem + tile::FLOOR + 4 * (p.row0 + r));
     u32 votes = __ballot_sync(0xFFFFFFFFu, seen & !(score <= floor));
@@ -513,11 +530,60 @@ __device__ __noinline__ void tile_lists(const struct index_launch &a, u32 smem, 
     team.sync();
 }
 
+/* Lists of the warpgroup's rows, whose scores all lie in their places. */
+template <int ROWS>
+__device__ __noinline__ void tile_dense_lists(const struct index_launch &a, u32 smem, int group,
+                                              int first, int rows, int from, int steps)
+{
+    const struct warpgroup team = {smem + tile::SELECT + group * tile::SELECT_SIZE, 1 + group};
+    u32 scratch = smem + tile::QUERY + group * tile::QUERY_SIZE;
+    for (int row = group * ROWS; row < min((group + 1) * ROWS, rows); row++) {
+        struct row_items x = row_of(a, smem, row);
+        struct dense_row d = {(const float *)x.p,
+                              (const float *)(x.p + x.buffer),
+                              KEYS * steps,
+                              2 * a.capacity / KEYS * KEYS,
+                              from,
+                              0};
+        int low = ld_shared<int>(x.tally + TALLY_LOW);
+        dense_list(team, d, a.k_list, low, ld_shared<int>(x.tally + TALLY_HIGH), scratch,
+                   row_list(a, first + row, low));
+    }
+    team.sync();
+}
+
+/* 128 keys. */
+template <bool DENSE, int HP, bool LOGITS>
+__device__ __forceinline__ void
+tile_step(const struct index_launch &a, u32 smem, struct part<HP> &p, ring<tile::STAGES> &at,
+          const float (&weights)[part<HP>::KEPT_WEIGHTS], u32 queries, u32 others, int key, int pos)
+{
+    float d[COLUMNS / 2], sums[part<HP>::ROWS][4];
+    u32 keys = smem + tile::KEY + at.stage * tile::KEY_SIZE;
+    mbarrier_wait(smem + tile::KEY_FULL + 8 * at.stage, at.phase);
+    tile_multiply(d, keys, queries);
+    tile_sums<HP>(d, weights, others, 0, sums);
+    tile_multiply(d, keys + 64 * 128, queries);
+    uint2 v = ld_shared<uint2>(smem + tile::SCALE + (at.stage * KEYS + key) * 8);
+    __syncwarp(); /* the keys have been read */
+    if (threadIdx.x % 32 == 0)
+        mbarrier_arrive(smem + tile::KEY_EMPTY + 8 * at.stage);
+    tile_sums<HP>(d, weights, others, 1, sums);
+    uint2 all = ld_shared<uint2>(smem + tile::CLEAR + 8 * p.group);
+    bool clear = pos - key >= (int)all.x && pos - key <= (int)all.y - KEYS;
+#pragma unroll
+    for (int r = 0; r < part<HP>::ROWS; r++)
+        tile_emit<HP, LOGITS, DENSE>(a, p, r, __uint_as_float(v.x), quad_sum(sums[r]), pos,
+                                     v.y != 0, clear, smem);
+    at.next();
+}
+
 template <int HP, bool LOGITS>
 __device__ __forceinline__ void tile_math_role(const struct index_launch &a, u32 smem)
 {
     int lane = threadIdx.x % 32, warp = threadIdx.x / 32 % 4;
     int key = 64 * (lane / 2 % 2) + 16 * warp + 8 * (lane % 2) + lane / 4;
+    bool lists = !LOGITS || a.k_list;
     struct part<HP> p;
     p.group = warp_index() / 4;
     p.row0 = p.group * part<HP>::ROWS;
@@ -531,33 +597,33 @@ __device__ __forceinline__ void tile_math_role(const struct index_launch &a, u32
         float weights[part<HP>::KEPT_WEIGHTS];
         begin_tile(a, w, smem, p, weights);
         int pos = w.from + key;
+        if (lists && dense_tile(a, w)) {
+            struct row_items x = row_of(a, smem, p.row0);
+            int split = 2 * a.capacity / KEYS;
+            for (int r = 0; r < part<HP>::ROWS; r++)
+                p.to[r] = (uint64_t *)((float *)(x.p + r * a.capacity) + key);
+#pragma unroll 1
+            for (int i = 0; i < w.steps; i++, pos += KEYS) {
+                if (i == split) /* on in the second buffer */
+#pragma unroll
+                    for (int r = 0; r < part<HP>::ROWS; r++)
+                        p.to[r] += x.buffer - KEYS / 2 * split;
+                tile_step<true, HP, LOGITS>(a, smem, p, at, weights, queries, others, key, pos);
+            }
+            p.team.sync(); /* products are complete in all warps: the queries may go */
+            tile_dense_lists<part<HP>::ROWS>(a, smem, p.group, w.t0, w.rows, w.from, w.steps);
+            continue;
+        }
 #pragma unroll 1
         while (p.steps > 0) {
-            float d[COLUMNS / 2], sums[part<HP>::ROWS][4];
-            u32 keys = smem + tile::KEY + at.stage * tile::KEY_SIZE;
-            mbarrier_wait(smem + tile::KEY_FULL + 8 * at.stage, at.phase);
-            tile_multiply(d, keys, queries);
-            tile_sums<HP>(d, weights, others, 0, sums);
-            tile_multiply(d, keys + 64 * 128, queries);
-            uint2 v = ld_shared<uint2>(smem + tile::SCALE + (at.stage * KEYS + key) * 8);
-            __syncwarp(); /* the keys have been read */
-            if (lane == 0)
-                mbarrier_arrive(smem + tile::KEY_EMPTY + 8 * at.stage);
-            tile_sums<HP>(d, weights, others, 1, sums);
-            uint2 all = ld_shared<uint2>(smem + tile::CLEAR + 8 * p.group);
-            bool clear = pos - key >= (int)all.x && pos - key <= (int)all.y - KEYS;
-#pragma unroll
-            for (int r = 0; r < part<HP>::ROWS; r++)
-                tile_emit<HP, LOGITS>(a, p, r, __uint_as_float(v.x) * quad_sum(sums[r]), pos,
-                                      v.y != 0, clear, smem);
-            at.next();
+            tile_step<false, HP, LOGITS>(a, smem, p, at, weights, queries, others, key, pos);
             pos += KEYS;
-            if (--p.steps % PERIOD == 0 && (!LOGITS || a.k_list))
+            if (--p.steps % PERIOD == 0 && lists)
                 end_period(a, smem, p);
         }
         tell_counts(a, p, row_of(a, smem, p.row0));
         p.team.sync(); /* products are complete in all warps: the queries may go */
-        if (!LOGITS || a.k_list)
+        if (lists)
             tile_lists<part<HP>::ROWS>(a, smem, p.group, w.t0, w.rows);
     }
 }
