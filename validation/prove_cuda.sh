@@ -41,25 +41,44 @@ part() {
     names+=("$name")
 }
 
+# cut NAME WORD FILE PIECES: the problems of a shapes file that hold the word, into NAME0.txt and so on.
+cut() {
+    local i
+    for ((i = 0; i < $4; i++)); do
+        { [ -n "$2" ] || grep '^#!' "$3"
+          grep '^attend' "$3" | grep -e "$2" | awk -v i="$i" -v n="$4" 'NR % n == i'; } >"$out/$1$i.txt"
+    done
+}
+
 names=()
 # The long ones first.
 sanitizer=$(command -v compute-sanitizer || ls /usr/local/cuda*/bin/compute-sanitizer 2>/dev/null | head -n 1)
 if [ -n "$sanitizer" ]; then
-    for tool in racecheck memcheck initcheck synccheck; do
-        part "$tool-index" "$sanitizer" --tool "$tool" --error-exitcode 99 "$build/tests/test_cuda_index" index
-    done
+    # Many small parts: the sanitizer slows the launches, not the judging, and racecheck most of all.
+    # Kernels of cuda/any by name, whatever the device would choose.
+    cut smoke '' validation/shapes/smoke.txt 3
+    cut latent 'attend heads' validation/shapes/any.txt 1
     for tool in racecheck memcheck initcheck synccheck; do
         run=("$sanitizer" --tool "$tool" --error-exitcode 99)
-        # A third of the problems each: the sanitizer slows the launches, not the judging.
-        for third in 0 1 2; do
-            { grep '^#!' validation/shapes/smoke.txt
-              grep '^attend' validation/shapes/smoke.txt | awk -v t=$third 'NR % 3 == t'; } >"$out/smoke$third.txt"
-            part "$tool-smoke$third" "${run[@]}" "$build/mla" check --backend cuda --shapes "$out/smoke$third.txt"
+        pieces=2
+        [ $tool = racecheck ] && pieces=8
+        cut "$tool-absorbed" 'form=absorbed' validation/shapes/any.txt $pieces
+        cut "$tool-expanded" 'form=expanded' validation/shapes/any.txt $pieces
+        check=("$build/mla" check --backend cuda)
+        for ((i = 0; i < pieces; i++)); do
+            part "$tool-any-mqa$i" "${run[@]}" "${check[@]}" --kernel mqa_any --shapes "$out/$tool-absorbed$i.txt"
+            part "$tool-any-mha$i" "${run[@]}" "${check[@]}" --kernel mha_any --shapes "$out/$tool-expanded$i.txt"
+            part "$tool-topk$i" "${run[@]}" "$build/tests/test_cuda_index" topk '' "$i/$pieces"
+            part "$tool-codec$i" "${run[@]}" "$build/tests/test_cuda_index" codec '' "$i/$pieces"
+            part "$tool-index-any$i" "${run[@]}" "$build/tests/test_cuda_index" index index_logits_any "$i/$pieces"
+            part "$tool-index-sm90$i" "${run[@]}" "$build/tests/test_cuda_index" index index_logits_sm90 "$i/$pieces"
         done
-        part "$tool-any" "${run[@]}" "$build/mla" check --backend cuda --shapes validation/shapes/any.txt
+        part "$tool-any-latent-mha" "${run[@]}" "${check[@]}" --kernel mha_latent_any --route masked-mha --shapes "$out/latent0.txt"
+        part "$tool-any-latent-mqa" "${run[@]}" "${check[@]}" --kernel mqa_latent_any --route sparse-mqa --shapes "$out/latent0.txt"
+        for i in 0 1 2; do
+            part "$tool-smoke$i" "${run[@]}" "${check[@]}" --shapes "$out/smoke$i.txt"
+        done
         part "$tool-merge" "${run[@]}" "$build/tests/test_device_merge"
-        part "$tool-topk" "${run[@]}" "$build/tests/test_cuda_index" topk
-        part "$tool-codec" "${run[@]}" "$build/tests/test_cuda_index" codec
     done
 else
     echo "no compute-sanitizer here: its parts are left out"
