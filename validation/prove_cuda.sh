@@ -60,18 +60,22 @@ if [ -n "$sanitizer" ]; then
     cut latent 'attend heads' validation/shapes/any.txt 1
     for tool in racecheck memcheck initcheck synccheck; do
         run=("$sanitizer" --tool "$tool" --error-exitcode 99)
-        pieces=2
-        [ $tool = racecheck ] && pieces=8
+        pieces=2 shapes=4
+        [ $tool = racecheck ] && pieces=8 shapes=17
         cut "$tool-absorbed" 'form=absorbed' validation/shapes/any.txt $pieces
         cut "$tool-expanded" 'form=expanded' validation/shapes/any.txt $pieces
+        cut "$tool-group" attend validation/shapes/model_group_any.txt $pieces
         check=("$build/mla" check --backend cuda)
         for ((i = 0; i < pieces; i++)); do
             part "$tool-any-mqa$i" "${run[@]}" "${check[@]}" --kernel mqa_any --shapes "$out/$tool-absorbed$i.txt"
             part "$tool-any-mha$i" "${run[@]}" "${check[@]}" --kernel mha_any --shapes "$out/$tool-expanded$i.txt"
             part "$tool-topk$i" "${run[@]}" "$build/tests/test_cuda_index" topk '' "$i/$pieces"
             part "$tool-codec$i" "${run[@]}" "$build/tests/test_cuda_index" codec '' "$i/$pieces"
-            part "$tool-index-any$i" "${run[@]}" "$build/tests/test_cuda_index" index index_logits_any "$i/$pieces"
-            part "$tool-index-sm90$i" "${run[@]}" "$build/tests/test_cuda_index" index index_logits_sm90 "$i/$pieces"
+            part "$tool-any-group$i" "${run[@]}" "${check[@]}" --kernel sparse_mqa_group_any --shapes "$out/$tool-group$i.txt"
+        done
+        for ((i = 0; i < shapes; i++)); do
+            part "$tool-index-any$i" "${run[@]}" "$build/tests/test_cuda_index" index index_logits_any "$i/$shapes"
+            part "$tool-index-sm90$i" "${run[@]}" "$build/tests/test_cuda_index" index index_logits_sm90 "$i/$shapes"
         done
         part "$tool-any-latent-mha" "${run[@]}" "${check[@]}" --kernel mha_latent_any --route masked-mha --shapes "$out/latent0.txt"
         part "$tool-any-latent-mqa" "${run[@]}" "${check[@]}" --kernel mqa_latent_any --route sparse-mqa --shapes "$out/latent0.txt"
@@ -91,6 +95,9 @@ for file in prefill sparse decode edge smoke generic demo any \
     [ -e "validation/shapes/$file.txt" ] || continue
     part "shapes-$file" "$build/mla" check --backend cuda --shapes "validation/shapes/$file.txt"
 done
+part shapes-group "$build/mla" check --backend cuda --kernel sparse_mqa_group_any --shapes validation/shapes/model_group_any.txt
+part shapes-group-latent "$build/mla" check --backend cuda --kernel sparse_mqa_group_latent_any \
+    --shapes validation/shapes/model_group_any_latent.txt
 wait
 
 failed=0
