@@ -4,8 +4,9 @@
 /* mla/cache.h and mla/index.h on a CUDA device beside the CPU: records, read-back, top-k lists and
  * lists of the indexer bit for bit, indexer scores within the bound of docs/index.md. Exit 77 =
  * skipped, with the reason. Words: a part (codec, topk, index, graph, or a shape of the indexer), one
- * of its kernels ("" = all), i/n for every n-th check from i on. With the word "bench", times of
- * mla_index_run (of the kernel that MLA_KERNEL names), its scores alone and mla_topk_run. */
+ * of its kernels ("" = all), i/n for every n-th check from i on, i/n/d with d times fewer keys
+ * for the indexer. With the word "bench", times of mla_index_run (of the kernel that MLA_KERNEL
+ * names), its scores alone and mla_topk_run. */
 #include <stdio.h>
 
 #ifndef MLA_WITH_CUDA
@@ -229,7 +230,7 @@ static void check_index_cache(mla_index_format format, mla_dtype dtype, int64_t 
 }
 
 /* Every n-th check, from i on. */
-static int piece, pieces = 1;
+static int piece, pieces = 1, shrink = 1;
 static bool in_piece(size_t i)
 {
     return i % (size_t)pieces == (size_t)piece;
@@ -319,6 +320,18 @@ static const struct shape shapes[] = {
           .nan = true),
     SHAPE("wide list", 8, 128, F8, F8, .query_len = {3}, .seq_len = {30000}, .topk = 10000),
 };
+
+/* For sanitizers, which slow kernels a hundredfold: fewer keys and shorter lists alike. */
+static struct shape shrunk(const struct shape *shape)
+{
+    struct shape s = *shape;
+    for (int b = 0; b < 4 && shrink > 1; b++)
+        if (s.seq_len[b] / shrink > s.query_len[b])
+            s.seq_len[b] /= shrink;
+    if (s.topk > shrink)
+        s.topk /= shrink;
+    return s;
+}
 
 /* A captured call, replayed after its inputs have changed; and its twin on a second stream. */
 static void check_graph(void)
@@ -584,7 +597,7 @@ int main(int argc, char **argv)
     OK(mla_context_create(NULL, &cpu));
     const char *only = argc > 1 ? argv[1] : "", *kernel = argc > 2 ? argv[2] : "";
     if (argc > 3)
-        sscanf(argv[3], "%d/%d", &piece, &pieces);
+        sscanf(argv[3], "%d/%d/%d", &piece, &pieces, &shrink);
     if (strcmp(only, "bench") == 0) {
         bench();
         return 0;
@@ -605,8 +618,10 @@ int main(int argc, char **argv)
             continue;
         for (size_t i = 0; i < sizeof shapes / sizeof *shapes; i++)
             if ((!*only || strcmp(only, "index") == 0 || strcmp(only, shapes[i].name) == 0) &&
-                in_piece(i) && takes(&shapes[i]))
-                check_shape(&shapes[i]);
+                in_piece(i) && takes(&shapes[i])) {
+                struct shape s = shrunk(&shapes[i]);
+                check_shape(&s);
+            }
         printf("and indexer (%s): %d checks, %d failed; largest share of the score bound %.3f\n",
                index_kernel ? index_kernel : "chosen", checks, failures, worst_share);
         worst_share = 0;

@@ -18,6 +18,8 @@ mkdir -p "$out" && out=$(realpath "$out") || exit 1
 seconds=${MLA_PROVE_SECONDS:-170}
 processors=$(nproc)
 jobs_most=${MLA_PROVE_JOBS:-$(((processors + 1) / 2))}
+# Nobody goes on when this script is stopped.
+trap 'kill $(jobs -p) 2>/dev/null; exit 1' TERM INT
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((processors / jobs_most > 1 ? processors / jobs_most : 1))}
 
 "$build/mla" info
@@ -35,7 +37,9 @@ part() {
     while [ "$(jobs -rp | wc -l)" -ge "$jobs_most" ]; do wait -n; done
     (
         start=$(date +%s)
-        timeout "$seconds" "$@" >"$out/$name.log" 2>&1
+        timeout "$seconds" "$@" >"$out/$name.log" 2>&1 &
+        trap 'kill %1; exit 1' TERM
+        wait %1
         echo "$? $(($(date +%s) - start))" >"$out/$name.status"
     ) &
     names+=("$name")
@@ -60,8 +64,8 @@ if [ -n "$sanitizer" ]; then
     cut latent 'attend heads' validation/shapes/any.txt 1
     for tool in racecheck memcheck initcheck synccheck; do
         run=("$sanitizer" --tool "$tool" --error-exitcode 99)
-        pieces=2 shapes=4
-        [ $tool = racecheck ] && pieces=8 shapes=17
+        pieces=2 shapes=4 fewer=1
+        [ $tool = racecheck ] && pieces=8 shapes=17 fewer=5 # keys of the indexer
         cut "$tool-absorbed" 'form=absorbed' validation/shapes/any.txt $pieces
         cut "$tool-expanded" 'form=expanded' validation/shapes/any.txt $pieces
         cut "$tool-group" attend validation/shapes/model_group_any.txt $pieces
@@ -74,8 +78,8 @@ if [ -n "$sanitizer" ]; then
             part "$tool-any-group$i" "${run[@]}" "${check[@]}" --kernel sparse_mqa_group_any --shapes "$out/$tool-group$i.txt"
         done
         for ((i = 0; i < shapes; i++)); do
-            part "$tool-index-any$i" "${run[@]}" "$build/tests/test_cuda_index" index index_logits_any "$i/$shapes"
-            part "$tool-index-sm90$i" "${run[@]}" "$build/tests/test_cuda_index" index index_logits_sm90 "$i/$shapes"
+            part "$tool-index-any$i" "${run[@]}" "$build/tests/test_cuda_index" index index_logits_any "$i/$shapes/$fewer"
+            part "$tool-index-sm90$i" "${run[@]}" "$build/tests/test_cuda_index" index index_logits_sm90 "$i/$shapes/$fewer"
         done
         part "$tool-any-latent-mha" "${run[@]}" "${check[@]}" --kernel mha_latent_any --route masked-mha --shapes "$out/latent0.txt"
         part "$tool-any-latent-mqa" "${run[@]}" "${check[@]}" --kernel mqa_latent_any --route sparse-mqa --shapes "$out/latent0.txt"
