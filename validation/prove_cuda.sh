@@ -64,8 +64,8 @@ if [ -n "$sanitizer" ]; then
     cut latent 'attend heads' validation/shapes/any.txt 1
     for tool in racecheck memcheck initcheck synccheck; do
         run=("$sanitizer" --tool "$tool" --error-exitcode 99)
-        pieces=2 shapes=4 fewer=1
-        [ $tool = racecheck ] && pieces=8 shapes=17 fewer=5 # keys of the indexer
+        pieces=2 shapes=4 records=6 fewer=1
+        [ $tool = racecheck ] && pieces=8 shapes=17 records=24 fewer=20 # times fewer keys of the indexer
         cut "$tool-absorbed" 'form=absorbed' validation/shapes/any.txt $pieces
         cut "$tool-expanded" 'form=expanded' validation/shapes/any.txt $pieces
         cut "$tool-group" attend validation/shapes/model_group_any.txt $pieces
@@ -74,8 +74,10 @@ if [ -n "$sanitizer" ]; then
             part "$tool-any-mqa$i" "${run[@]}" "${check[@]}" --kernel mqa_any --shapes "$out/$tool-absorbed$i.txt"
             part "$tool-any-mha$i" "${run[@]}" "${check[@]}" --kernel mha_any --shapes "$out/$tool-expanded$i.txt"
             part "$tool-topk$i" "${run[@]}" "$build/tests/test_cuda_index" topk '' "$i/$pieces"
-            part "$tool-codec$i" "${run[@]}" "$build/tests/test_cuda_index" codec '' "$i/$pieces"
             part "$tool-any-group$i" "${run[@]}" "${check[@]}" --kernel sparse_mqa_group_any --shapes "$out/$tool-group$i.txt"
+        done
+        for ((i = 0; i < records; i++)); do
+            part "$tool-codec$i" "${run[@]}" "$build/tests/test_cuda_index" codec '' "$i/$records"
         done
         for ((i = 0; i < shapes; i++)); do
             part "$tool-index-any$i" "${run[@]}" "$build/tests/test_cuda_index" index index_logits_any "$i/$shapes/$fewer"
