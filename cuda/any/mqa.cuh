@@ -52,6 +52,7 @@
 #include "../mutant.cuh"
 #include "../ptx/barrier.cuh"
 #include "../ptx/launch.cuh"
+#include "../ptx/opaque.cuh"
 #include "../ptx/shared.cuh"
 #include "mqa_mutant.cuh"
 #include "mqa_work.cuh"
@@ -309,7 +310,9 @@ __device__ __forceinline__ void copy_step(const struct mla_mqa_args &a, const st
  * wait for the stores of others. */
 template <class S, class T, int FORMAT> __device__ __forceinline__ void widen_format(char *shared)
 {
-    int lane = threadIdx.x % 32, first = threadIdx.x / 32 * 4;
+    /* Groups in 64 rows have no register left to keep addresses from step to step. */
+    int thread = (int)(S::group && S::swaps ? opaque(threadIdx.x) : threadIdx.x);
+    int lane = thread % 32, first = thread / 32 * 4;
 #pragma unroll
     for (int i = 0; i < 8; i += S::widened) {
         uint4 out[S::widened];
