@@ -229,7 +229,6 @@ static void run_kernel(const struct shape *s, const struct ceilings *ceil, const
     CHECK(cudaFree(work));
 }
 
-#ifdef MLA_WITH_SM90
 /* Largest difference (as bits of a float) and the count of values of b that are not finite. */
 __global__ void find_differences(const uint16_t *a, const uint16_t *b, int64_t n, unsigned *result)
 {
@@ -254,7 +253,6 @@ static void compare(const uint16_t *a, const uint16_t *b, int64_t n)
     memcpy(&worst, &host[0], 4);
     printf("    largest difference from mqa_any %.3e, not finite %u\n", worst, host[1]);
 }
-#endif
 
 static void run_shape(const struct shape *s, const struct ceilings *ceil)
 {
@@ -323,10 +321,18 @@ static void run_shape(const struct shape *s, const struct ceilings *ceil)
     t.lse.data = lse;
     CHECK(cudaDeviceSynchronize());
     run_kernel(s, ceil, &p, &t, requests.data(), &mla_mqa_any, 0);
+    int64_t size = tokens * s->heads * L;
+    uint16_t *other = device<uint16_t>(size);
+    t.out.data = other;
+    if (s->topk && s->query_len > 2 && s->heads <= 16) {
+        CHECK(cudaMemset(other, 0xFF, size * 2));
+        run_kernel(s, ceil, &p, &t, requests.data(), &mla_sparse_mqa_group_any, 0);
+        compare(out, other, size);
+    }
 #ifdef MLA_WITH_SM90
     const bool dense_few = !s->topk && s->heads <= 16 && s->query_len == 1;
     const struct mla_kernel *rows[2] = {strstr(s->name, "decode") ? &mla_mqa_decode_sm90
-                                        : !s->topk                ? NULL
+                                        : !s->topk || s->fp8      ? NULL
                                         : s->heads > 32           ? &mla_sparse_mqa_prefill_sm90
                                         : s->heads < 8 || 64 % s->heads
                                             ? NULL
@@ -337,20 +343,16 @@ static void run_shape(const struct shape *s, const struct ceilings *ceil)
     for (const struct mla_kernel *row : rows) {
         if (!row || sm != 90)
             continue;
-        int64_t size = tokens * s->heads * L;
-        uint16_t *other = device<uint16_t>(size);
         CHECK(cudaMemset(other, 0xFF, size * 2));
-        t.out.data = other;
         run_kernel(s, ceil, &p, &t, requests.data(), row, 0);
         compare(out, other, size);
         for (int i = 0; i < 3 && s->splits[i]; i++) {
             run_kernel(s, ceil, &p, &t, requests.data(), row, s->splits[i]);
             compare(out, other, size);
         }
-        CHECK(cudaFree(other));
     }
 #endif
-    void *all[] = {q, out, lse, cache, lists, table};
+    void *all[] = {q, out, other, lse, cache, lists, table};
     for (void *p : all)
         CHECK(cudaFree(p));
 }
@@ -392,6 +394,15 @@ int main(int argc, char **argv)
         {"sparse-prefill sink kv32k h128", 1, 4096, 32768, 128, 2048, false, false, false, true},
         {"sparse-prefill sink kv32k h64", 1, 4096, 32768, 64, 2048, false, false, false, true},
         {"sparse-prefill sink kv32k h16", 1, 4096, 32768, 16, 2048, false, false, false, true},
+        {"sparse-prefill sink kv32k h8", 1, 4096, 32768, 8, 2048, false, false, false, true},
+        {"sparse-prefill sink kv32k h4", 1, 4096, 32768, 4, 2048, false, false, false, true},
+        {"sparse-prefill sink kv32k h2", 1, 4096, 32768, 2, 2048, false, false, false, true},
+        {"sparse-prefill kv32k h8", 1, 4096, 32768, 8, 2048, false, false, false, false},
+        {"sparse-prefill fp8 sink kv32k h16", 1, 4096, 32768, 16, 2048, true, true, false, true},
+        {"sparse-prefill fp8 sink kv32k h8", 1, 4096, 32768, 8, 2048, true, true, false, true},
+        {"sparse-prefill fp8 kv32k h16", 1, 4096, 32768, 16, 2048, true, true, false, false},
+        {"sparse-prefill fp8 kv32k h32", 1, 4096, 32768, 32, 2048, true, true, false, false},
+        {"sparse-prefill fp8 kv32k h64", 1, 4096, 32768, 64, 2048, true, true, false, false},
         {"sparse-prefill sink kv8k h16", 1, 4096, 8192, 16, 2048, false, false, false, true},
         {"sparse-prefill kv8k h128", 1, 4096, 8192, 128, 2048, false, false, false, false},
         {"sparse-prefill kv8k h16", 1, 4096, 8192, 16, 2048, false, false, false, false},

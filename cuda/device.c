@@ -56,8 +56,11 @@ mla_status mla_cuda_open(const mla_context_options *options, mla_context *contex
     cudaError_t error = cudaGetDeviceCount(&count);
     if (error != cudaSuccess || count == 0) {
         cudaGetLastError();
-        return mla_fail(MLA_ERR_NO_DEVICE, "mla_context_create: no CUDA device: %s",
-                        error == cudaSuccess ? "the driver lists none" : cudaGetErrorString(error));
+        const char *why =
+            error == cudaSuccess ? "the driver lists none" : cudaGetErrorString(error);
+        if (error != cudaSuccess && cudaDriverGetVersion(&driver) == cudaSuccess && driver == 0)
+            why = "there is no NVIDIA driver here (libcuda.so.1)";
+        return mla_fail(MLA_ERR_NO_DEVICE, "mla_context_create: no CUDA device: %s", why);
     }
     if (options->device >= count)
         return mla_fail(MLA_ERR_NO_DEVICE, "mla_context_create: device: got %d, want 0 to %d",

@@ -54,6 +54,9 @@ extern const struct mla_kernel mla_mha_any;           /* any/mha.c */
 extern const struct mla_kernel mla_mha_latent_any;    /* any/mha.c */
 extern const struct mla_kernel mla_mqa_generic;       /* any/generic.c: any shape */
 extern const struct mla_kernel mla_mha_generic;       /* any/generic.c */
+/* any/mqa_group.c */
+extern const struct mla_kernel mla_sparse_mqa_group_any;
+extern const struct mla_kernel mla_sparse_mqa_group_latent_any;
 #ifdef MLA_WITH_SM90
 extern const struct mla_kernel mla_mha_prefill_sm90;             /* sm90/mha_prefill.c */
 extern const struct mla_kernel mla_mha_latent_sm90;              /* sm90/mha_prefill.c */

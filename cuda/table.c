@@ -20,6 +20,8 @@ static const struct mla_kernel *const kernels[] = {
     &mla_mqa_decode_sm90,
     &mla_mqa_decode_latent_sm90,
 #endif
+    &mla_sparse_mqa_group_any,
+    &mla_sparse_mqa_group_latent_any,
     &mla_mqa_any,
     &mla_mqa_latent_any,
 #ifdef MLA_WITH_SM100

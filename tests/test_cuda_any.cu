@@ -7,6 +7,7 @@
  * command line keeps the cases whose name holds it. */
 #include "any/mqa.h"
 #include "any/mqa_plan.h"
+#include "any/union.h"
 #include "device.h"
 #include "record.h"
 
@@ -736,14 +737,16 @@ int main(int argc, char **argv)
     /* What runs here must fit the smallest target: 99 KB of shared memory, no more. */
     for (int rows = 16; rows <= 64; rows *= 2)
         for (int rope = 0; rope <= 64; rope += 64)
-            for (int packed = 0; packed < 2; packed++) {
-                struct mla_mqa_tile tile = mla_mqa_tile_bf16(rows, rope, packed);
+            for (int kind = 0; kind < 4; kind++) {
+                bool packed = kind & 1, group = kind & 2;
+                struct mla_mqa_tile tile = group ? mla_mqa_group_tile_bf16(rows, rope, packed)
+                                                 : mla_mqa_tile_bf16(rows, rope, packed);
                 struct cudaFuncAttributes attr;
                 CHECK(cudaFuncGetAttributes(&attr, tile.function));
-                printf("tile rows %d rope %d %s: %zu B shared, %d registers, %zu B local\n", rows,
-                       rope, packed ? "packed" : "plain ", tile.shared_bytes + attr.sharedSizeBytes,
-                       attr.numRegs, attr.localSizeBytes);
-                failed += tile.shared_bytes + attr.sharedSizeBytes > 101376;
+                printf("tile rows %d rope %d %s%s: %zu B shared, %d registers, %zu B local\n", rows,
+                       rope, packed ? "packed" : "plain", group ? " of groups" : "",
+                       tile.shared_bytes + attr.sharedSizeBytes, attr.numRegs, attr.localSizeBytes);
+                failed += tile.shared_bytes + attr.sharedSizeBytes > MLA_ANY_SHARED_BYTES;
             }
     for (const struct test_case &t : cases()) {
         if (argc > 1 && !strstr(t.name, argv[1]))

@@ -38,6 +38,10 @@ static const struct {
     {MLA_ROUTE_SPARSE_MQA, "mqa_any",
      "attend form=absorbed heads=128 batch=2q1s3000,q5s200 page=64 topk=64 topk_lens=1 holes=1 "
      "cache=fp8_ds_mla"},
+    {MLA_ROUTE_SPARSE_MQA, "sparse_mqa_group_any",
+     "attend form=absorbed heads=16 batch=q9s300,3q2s200 topk=128 fill=sink page=16"},
+    {MLA_ROUTE_SPARSE_MQA, "sparse_mqa_group_any",
+     "attend form=absorbed heads=2 batch=q17s300 topk=100 fill=sink topk_lens=1 cache=fp8_ds_mla"},
     {MLA_ROUTE_DENSE_MHA, "mha_latent_any", "attend heads=6 batch=q70s300,3q1s77 page=16 topk=0"},
     {MLA_ROUTE_MASKED_MHA, "mha_latent_any",
      "attend heads=6 batch=q70s300,3q1s77 page=64 cache=fp8_ds_mla topk=40"},

@@ -3,8 +3,10 @@
 // timeout: 300
 /* mla/cache.h and mla/index.h on a CUDA device beside the CPU: records, read-back, top-k lists and
  * lists of the indexer bit for bit, indexer scores within the bound of docs/index.md. Exit 77 =
- * skipped, with the reason. With the word "bench", times of mla_index_run (of the kernel that
- * MLA_KERNEL names), its scores alone and mla_topk_run. */
+ * skipped, with the reason. Words: a part (codec, topk, index, graph, or a shape of the indexer), one
+ * of its kernels ("" = all), i/n for every n-th check from i on, i/n/d with d times fewer keys
+ * for the indexer. With the word "bench", times of mla_index_run (of the kernel that MLA_KERNEL
+ * names), its scores alone and mla_topk_run. */
 #include <stdio.h>
 
 #ifndef MLA_WITH_CUDA
@@ -227,15 +229,24 @@ static void check_index_cache(mla_index_format format, mla_dtype dtype, int64_t 
     free(keys), free(host), free(got), free(slots), free(spoilt), free(got_keys);
 }
 
+/* Every n-th check, from i on. */
+static int piece, pieces = 1, shrink = 1;
+static bool in_piece(size_t i)
+{
+    return i % (size_t)pieces == (size_t)piece;
+}
+
 static void check_codecs(void)
 {
     static const int64_t counts[] = {1, 37, 2500};
-    check_cache(MLA_CACHE_FP8_DS_MLA, MLA_BF16, 64, 512, 64, 9000, 0, MLA_SCALE_DEFAULT);
-    check_index_cache(MLA_INDEX_FP8, MLA_BF16, 64, 9000, 0, MLA_SCALE_DEFAULT);
+    if (in_piece(0)) {
+        check_cache(MLA_CACHE_FP8_DS_MLA, MLA_BF16, 64, 512, 64, 9000, 0, MLA_SCALE_DEFAULT);
+        check_index_cache(MLA_INDEX_FP8, MLA_BF16, 64, 9000, 0, MLA_SCALE_DEFAULT);
+    }
     for (mla_dtype dtype = MLA_BF16; dtype <= MLA_F32; dtype++) {
         for (int i = 0; i < 3; i++) {
             int64_t n = counts[i];
-            for (int pad = 0; pad < 2; pad++) {
+            for (int pad = 0; pad < 2 && in_piece((size_t)(dtype + i)); pad++) {
                 int wide = pad ? 3 : 0;
                 for (mla_cache_format f = MLA_CACHE_BF16; f <= MLA_CACHE_F32; f++) {
                     check_cache(f, dtype, 0, 512, 64, n, wide, MLA_SCALE_DEFAULT);
@@ -264,7 +275,7 @@ static void check_topks(void)
                  {2, 30000, 5000}, {1, 70001, 2048}};
     for (enum scores kind = RANDOM; kind < KINDS; kind++) {
         for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++) {
-            for (int v = 0; v < 4; v++)
+            for (int v = 0; v < 4 && in_piece(i + (size_t)kind); v++)
                 check_topk(kind, sizes[i].rows, sizes[i].columns, sizes[i].topk,
                            v & 1 ? MLA_TOPK_ASCENDING : MLA_TOPK_BY_SCORE, (int)((i + v) % 3),
                            v == 2 ? 5 : 0, v == 3);
@@ -309,6 +320,18 @@ static const struct shape shapes[] = {
           .nan = true),
     SHAPE("wide list", 8, 128, F8, F8, .query_len = {3}, .seq_len = {30000}, .topk = 10000),
 };
+
+/* For sanitizers, which slow kernels a hundredfold: fewer keys and shorter lists alike. */
+static struct shape shrunk(const struct shape *shape)
+{
+    struct shape s = *shape;
+    for (int b = 0; b < 4 && shrink > 1; b++)
+        if (s.seq_len[b] / shrink > s.query_len[b])
+            s.seq_len[b] /= shrink;
+    if (s.topk > shrink)
+        s.topk /= shrink;
+    return s;
+}
 
 /* A captured call, replayed after its inputs have changed; and its twin on a second stream. */
 static void check_graph(void)
@@ -572,7 +595,9 @@ int main(int argc, char **argv)
         return 77;
     }
     OK(mla_context_create(NULL, &cpu));
-    const char *only = argc > 1 ? argv[1] : "";
+    const char *only = argc > 1 ? argv[1] : "", *kernel = argc > 2 ? argv[2] : "";
+    if (argc > 3)
+        sscanf(argv[3], "%d/%d/%d", &piece, &pieces, &shrink);
     if (strcmp(only, "bench") == 0) {
         bench();
         return 0;
@@ -589,10 +614,14 @@ int main(int argc, char **argv)
                                           "index_logits_sm100"};
     for (size_t k = 0; k < sizeof kernels / sizeof *kernels; k++) {
         index_kernel = kernels[k];
+        if (*kernel && (!index_kernel || strcmp(index_kernel, kernel) != 0))
+            continue;
         for (size_t i = 0; i < sizeof shapes / sizeof *shapes; i++)
             if ((!*only || strcmp(only, "index") == 0 || strcmp(only, shapes[i].name) == 0) &&
-                takes(&shapes[i]))
-                check_shape(&shapes[i]);
+                in_piece(i) && takes(&shapes[i])) {
+                struct shape s = shrunk(&shapes[i]);
+                check_shape(&s);
+            }
         printf("and indexer (%s): %d checks, %d failed; largest share of the score bound %.3f\n",
                index_kernel ? index_kernel : "chosen", checks, failures, worst_share);
         worst_share = 0;

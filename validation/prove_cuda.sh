@@ -18,6 +18,8 @@ mkdir -p "$out" && out=$(realpath "$out") || exit 1
 seconds=${MLA_PROVE_SECONDS:-170}
 processors=$(nproc)
 jobs_most=${MLA_PROVE_JOBS:-$(((processors + 1) / 2))}
+# Nobody goes on when this script is stopped.
+trap 'kill $(jobs -p) 2>/dev/null; exit 1' TERM INT
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((processors / jobs_most > 1 ? processors / jobs_most : 1))}
 
 "$build/mla" info
@@ -35,31 +37,58 @@ part() {
     while [ "$(jobs -rp | wc -l)" -ge "$jobs_most" ]; do wait -n; done
     (
         start=$(date +%s)
-        timeout "$seconds" "$@" >"$out/$name.log" 2>&1
+        timeout "$seconds" "$@" >"$out/$name.log" 2>&1 &
+        trap 'kill %1; exit 1' TERM
+        wait %1
         echo "$? $(($(date +%s) - start))" >"$out/$name.status"
     ) &
     names+=("$name")
+}
+
+# cut NAME WORD FILE PIECES: the problems of a shapes file that hold the word, into NAME0.txt and so on.
+cut() {
+    local i
+    for ((i = 0; i < $4; i++)); do
+        { [ -n "$2" ] || grep '^#!' "$3"
+          grep '^attend' "$3" | grep -e "$2" | awk -v i="$i" -v n="$4" 'NR % n == i'; } >"$out/$1$i.txt"
+    done
 }
 
 names=()
 # The long ones first.
 sanitizer=$(command -v compute-sanitizer || ls /usr/local/cuda*/bin/compute-sanitizer 2>/dev/null | head -n 1)
 if [ -n "$sanitizer" ]; then
-    for tool in racecheck memcheck initcheck synccheck; do
-        part "$tool-index" "$sanitizer" --tool "$tool" --error-exitcode 99 "$build/tests/test_cuda_index" index
-    done
+    # Many small parts: the sanitizer slows the launches, not the judging, and racecheck most of all.
+    # Kernels of cuda/any by name, whatever the device would choose.
+    cut smoke '' validation/shapes/smoke.txt 3
+    cut latent 'attend heads' validation/shapes/any.txt 1
     for tool in racecheck memcheck initcheck synccheck; do
         run=("$sanitizer" --tool "$tool" --error-exitcode 99)
-        # A third of the problems each: the sanitizer slows the launches, not the judging.
-        for third in 0 1 2; do
-            { grep '^#!' validation/shapes/smoke.txt
-              grep '^attend' validation/shapes/smoke.txt | awk -v t=$third 'NR % 3 == t'; } >"$out/smoke$third.txt"
-            part "$tool-smoke$third" "${run[@]}" "$build/mla" check --backend cuda --shapes "$out/smoke$third.txt"
+        pieces=2 shapes=4 records=6 fewer=1
+        [ $tool = racecheck ] && pieces=8 shapes=17 records=24 fewer=20 # times fewer keys of the indexer
+        cut "$tool-absorbed" 'form=absorbed' validation/shapes/any.txt $pieces
+        cut "$tool-expanded" 'form=expanded' validation/shapes/any.txt $pieces
+        cut "$tool-group" attend validation/shapes/model_group_any.txt $pieces
+        check=("$build/mla" check --backend cuda)
+        for ((i = 0; i < pieces; i++)); do
+            part "$tool-any-mqa$i" "${run[@]}" "${check[@]}" --kernel mqa_any --shapes "$out/$tool-absorbed$i.txt"
+            part "$tool-any-mha$i" "${run[@]}" "${check[@]}" --kernel mha_any --shapes "$out/$tool-expanded$i.txt"
+            part "$tool-topk$i" "${run[@]}" "$build/tests/test_cuda_index" topk '' "$i/$pieces"
+            part "$tool-any-group$i" "${run[@]}" "${check[@]}" --kernel sparse_mqa_group_any --shapes "$out/$tool-group$i.txt"
         done
-        part "$tool-any" "${run[@]}" "$build/mla" check --backend cuda --shapes validation/shapes/any.txt
+        for ((i = 0; i < records; i++)); do
+            part "$tool-codec$i" "${run[@]}" "$build/tests/test_cuda_index" codec '' "$i/$records"
+        done
+        for ((i = 0; i < shapes; i++)); do
+            part "$tool-index-any$i" "${run[@]}" "$build/tests/test_cuda_index" index index_logits_any "$i/$shapes/$fewer"
+            part "$tool-index-sm90$i" "${run[@]}" "$build/tests/test_cuda_index" index index_logits_sm90 "$i/$shapes/$fewer"
+        done
+        part "$tool-any-latent-mha" "${run[@]}" "${check[@]}" --kernel mha_latent_any --route masked-mha --shapes "$out/latent0.txt"
+        part "$tool-any-latent-mqa" "${run[@]}" "${check[@]}" --kernel mqa_latent_any --route sparse-mqa --shapes "$out/latent0.txt"
+        for i in 0 1 2; do
+            part "$tool-smoke$i" "${run[@]}" "${check[@]}" --shapes "$out/smoke$i.txt"
+        done
         part "$tool-merge" "${run[@]}" "$build/tests/test_device_merge"
-        part "$tool-topk" "${run[@]}" "$build/tests/test_cuda_index" topk
-        part "$tool-codec" "${run[@]}" "$build/tests/test_cuda_index" codec
     done
 else
     echo "no compute-sanitizer here: its parts are left out"
@@ -72,6 +101,9 @@ for file in prefill sparse decode edge smoke generic demo any \
     [ -e "validation/shapes/$file.txt" ] || continue
     part "shapes-$file" "$build/mla" check --backend cuda --shapes "validation/shapes/$file.txt"
 done
+part shapes-group "$build/mla" check --backend cuda --kernel sparse_mqa_group_any --shapes validation/shapes/model_group_any.txt
+part shapes-group-latent "$build/mla" check --backend cuda --kernel sparse_mqa_group_latent_any \
+    --shapes validation/shapes/model_group_any_latent.txt
 wait
 
 failed=0

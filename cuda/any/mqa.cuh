@@ -5,7 +5,8 @@
  *
  * Tile. ROWS (16, 32 or 64) query rows, 32 keys a step, 8 warps, one block a tile and key split.
  * Dense requests pack (query token, head) pairs into rows, 16 tokens of 4 heads as well as half a
- * token of 128. Rows over a list are heads of one token, since each token gathers its own keys.
+ * token of 128. Rows over a list are heads of one token, since each token gathers its own keys; GROUP
+ * tiles take several tokens over the union of their lists (union.h), a bit a key and token.
  *
  * Why this split of the work. mma.sync takes its operands from registers, and shared memory gives
  * 128 B a clock, so what fragments read a mma decides (an H100 does one mma in 1.5 clocks, 192 B):
@@ -51,6 +52,7 @@
 #include "../mutant.cuh"
 #include "../ptx/barrier.cuh"
 #include "../ptx/launch.cuh"
+#include "../ptx/opaque.cuh"
 #include "../ptx/shared.cuh"
 #include "mqa_mutant.cuh"
 #include "mqa_work.cuh"
@@ -68,8 +70,10 @@ static const int MOST_ROWS_OF_TWO_BLOCKS = 0;
 static const int MOST_ROWS_OF_TWO_BLOCKS = 32;
 #endif
 
-template <int ROWS, int ROPE, bool PACKED> struct tile {
-    static const int row_groups = ROWS / 16; /* 16 rows of scores a warp */
+template <int ROWS, int ROPE, bool PACKED, bool GROUP> struct tile {
+    static const bool group = GROUP;
+    static const int seen_words = GROUP ? 1 + MLA_UNION_TOKENS : 1; /* of a step */
+    static const int row_groups = ROWS / 16;                        /* 16 rows of scores a warp */
     static const int d_groups = ROWS == 64 ? 2 : 4;
     static const int key_groups = WARPS / row_groups / d_groups;
     static const int n_tiles = KEYS / key_groups / 8;      /* of a warp's scores */
@@ -90,8 +94,8 @@ template <int ROWS, int ROPE, bool PACKED> struct tile {
     static const int q_bytes = ROWS * row_bytes; /* Q passes through at the start */
     static const int rows_at = scores_end > q_bytes ? scores_end : q_bytes;
     static const int places_at = (rows_at + ROWS * 4 + 15) / 16 * 16; /* of two steps' keys */
-    static const int visible_at = places_at + 2 * KEYS * 16;          /* bits of four steps */
-    static const int found_at = visible_at + 16;
+    static const int visible_at = places_at + 2 * KEYS * 16;          /* words of four steps */
+    static const int found_at = visible_at + 16 * seen_words;
     static const int work_at = found_at + 8; /* struct work, once for all */
     static const int shared_bytes = work_at + sizeof(struct work);
     /* Softmax: each warp finishes rows_warp rows, lanes_row lanes a row, 2·pairs scores a lane. */
@@ -130,8 +134,19 @@ __device__ __forceinline__ void find_work(const struct mla_mqa_args &a, int *fou
 
 /* --------------------------------------------------------------- key stream */
 
-/* Position of this lane's key in step i, unchecked; -1 for none. Bitmask: a key that no token of
- * the tile sees is none; a token may list keys of its own future, which count for nothing. */
+/* What fetch_position left: of a union's entry, the position alone. */
+template <class S> __device__ __forceinline__ int position_of(int fetched)
+{
+    const int mask = (1 << MLA_UNION_MASK) - 1;
+    if (!S::group)
+        return fetched;
+    return fetched == -1 ? -1 : fetched & mask;
+}
+
+/* Position of this lane's key in step i, unchecked, or the entry of a union; -1 for none. Bitmask: a
+ * key that no token of the tile sees is none; a token may list keys of its own future, which count
+ * for nothing. */
+template <class S>
 __device__ __forceinline__ int fetch_position(const struct mla_mqa_args &a, const struct work &w,
                                               int step, int last_step)
 {
@@ -141,7 +156,8 @@ __device__ __forceinline__ int fetch_position(const struct mla_mqa_args &a, cons
     if (w.list) {
         pos = j < w.count ? w.list[j] : -1;
 #ifdef MLA_DEVICE_MUTANTS
-        pos = mutated_position(a, w, j, pos);
+        if (!S::group)
+            pos = mutated_position(a, w, j, pos);
 #endif
         return pos;
     }
@@ -168,25 +184,47 @@ __device__ __forceinline__ uint32_t row_bits(const struct mla_mqa_args &a, const
     return bits & bits_below(causal_end(a, w, token) - step * KEYS);
 }
 
-/* Places of a step's keys and their bits, for all warps to read after a barrier. */
+/* Places of a step's keys and their bits, for all warps to read after a barrier. Bits of a group:
+ * those of all its tokens, then of each. */
 template <class S>
 __device__ __forceinline__ void store_places(const struct mla_mqa_args &a, const struct work &w,
-                                             char *shared, int step, int pos, int page)
+                                             char *shared, int step, int fetched, int page)
 {
+    int lane = threadIdx.x % 32, pos = position_of<S>(fetched);
+    uint32_t *words = (uint32_t *)(shared + S::visible_at) + step % 4 * S::seen_words;
     bool ok = page >= 0 && (!w.pages || page < a.cache.num_pages);
     struct row_place place = {0, 0};
     if (ok)
         place = place_row(&a.cache, w.r.kv_start, pos, page);
     uint32_t visible = __ballot_sync(0xFFFFFFFFu, ok);
-    ((struct row_place *)(shared + S::places_at))[step % 2 * KEYS + threadIdx.x % 32] = place;
-    if (threadIdx.x % 32 == 0)
-        ((uint32_t *)(shared + S::visible_at))[step % 4] = visible;
+    ((struct row_place *)(shared + S::places_at))[step % 2 * KEYS + lane] = place;
+    if (lane == 0)
+        words[0] = visible;
+    if (S::group)
+#pragma unroll
+        for (int t = 0; t < MLA_UNION_TOKENS; t++) {
+            uint32_t of_token =
+                __ballot_sync(0xFFFFFFFFu, ok && (uint32_t)fetched >> (MLA_UNION_MASK + t) & 1);
+            if (lane == t)
+                words[1 + t] = of_token;
+        }
 }
 
 /* Bit k = key k of the step is visible to the tile, the same in every warp. */
 template <class S> __device__ __forceinline__ uint32_t visible_keys(const char *shared, int step)
 {
-    return ((const uint32_t *)(shared + S::visible_at))[step % 4];
+    return ((const uint32_t *)(shared + S::visible_at))[step % 4 * S::seen_words];
+}
+
+/* Of them, those that a token of the group sees. */
+template <class S>
+__device__ __forceinline__ uint32_t token_keys(const char *shared, int step, int token)
+{
+    if (MLA_MUTANT == 41)
+        return visible_keys<S>(shared, step);
+    if (MLA_MUTANT == 42)
+        step ^= 1;
+    return ((const uint32_t *)(shared + S::visible_at))[step % 4 * S::seen_words + 1 + token];
 }
 
 /* The same for rows that are not 16-byte aligned: rare, so small rather than fast. */
@@ -272,7 +310,9 @@ __device__ __forceinline__ void copy_step(const struct mla_mqa_args &a, const st
  * wait for the stores of others. */
 template <class S, class T, int FORMAT> __device__ __forceinline__ void widen_format(char *shared)
 {
-    int lane = threadIdx.x % 32, first = threadIdx.x / 32 * 4;
+    /* Groups in 64 rows have no register left to keep addresses from step to step. */
+    int thread = (int)(S::group && S::swaps ? opaque(threadIdx.x) : threadIdx.x);
+    int lane = thread % 32, first = thread / 32 * 4;
 #pragma unroll
     for (int i = 0; i < 8; i += S::widened) {
         uint4 out[S::widened];
@@ -630,24 +670,14 @@ __device__ __forceinline__ void store_out(const struct mla_mqa_args &a, const st
 
 /* ------------------------------------------------------------------- kernel */
 
-template <int ROWS, int ROPE, bool PACKED, class T>
-__global__ void __launch_bounds__(MLA_MQA_THREADS, ROWS <= MOST_ROWS_OF_TWO_BLOCKS ? 2 : 1)
-    mqa_kernel(const __grid_constant__ struct mla_mqa_args a)
+/* The tile that `work` in shared memory tells of. */
+template <int ROWS, int ROPE, bool PACKED, bool GROUP, class T>
+__device__ __forceinline__ void attend_tile(const struct mla_mqa_args &a, char *shared,
+                                            uint32_t smem)
 {
-    typedef tile<ROWS, ROPE, PACKED> S;
-    MLA_DYNAMIC_SHARED(shared, 1024);
-    uint32_t smem = (uint32_t)__cvta_generic_to_shared(shared);
+    typedef tile<ROWS, ROPE, PACKED, GROUP> S;
     /* In shared memory, for want of registers. */
     const struct work &w = *(const struct work *)(shared + S::work_at);
-    {
-        struct work found;
-        find_work<ROWS>(a, (int *)(shared + S::found_at), &found);
-        if (in_group(a, found))
-            return;
-        if (threadIdx.x == 0)
-            *(struct work *)(shared + S::work_at) = found;
-        __syncthreads();
-    }
     int steps = (w.count + KEYS - 1) / KEYS;
     int share = (steps + w.r.splits - 1) / w.r.splits;
     int step = min(steps, w.split * share), last = min(steps, step + share);
@@ -672,7 +702,8 @@ __global__ void __launch_bounds__(MLA_MQA_THREADS, ROWS <= MOST_ROWS_OF_TWO_BLOC
     /* The addresses of a step are one warp's to find: positions four steps before, page ids three,
      * places two, so that no step waits for a chain list -> page table -> row. */
     const int warp = threadIdx.x / 32, first = step;
-    int turn = first + warp, pos = fetch_position(a, w, turn, last), page = fetch_page(a, w, pos);
+    int turn = first + warp, pos = fetch_position<S>(a, w, turn, last);
+    int page = fetch_page(a, w, position_of<S>(pos));
     if (warp < 2)
         store_places<S>(a, w, shared, turn, pos, page);
     __syncthreads();
@@ -690,7 +721,10 @@ __global__ void __launch_bounds__(MLA_MQA_THREADS, ROWS <= MOST_ROWS_OF_TWO_BLOC
         uint32_t k_smem = smem + stage * S::stage_bytes;
         cp_async_wait_all();
         __syncthreads(); /* rows of this step are here; the step before is done with K and P */
-        uint32_t visible = visible_keys<S>(shared, step), bits = visible & mask_word;
+        uint32_t visible = visible_keys<S>(shared, step);
+        uint32_t bits =
+            GROUP ? token_keys<S>(shared, step, row_token - (MLA_MUTANT == 43 ? 0 : w.token0))
+                  : visible & mask_word;
         bool any_key = visible != 0;
         if (PACKED) {
             if (any_key)
@@ -703,9 +737,9 @@ __global__ void __launch_bounds__(MLA_MQA_THREADS, ROWS <= MOST_ROWS_OF_TWO_BLOC
         if (ahead == 2)
             store_places<S>(a, w, shared, step + 2, pos, page);
         else if (ahead == 3)
-            page = fetch_page(a, w, pos);
+            page = fetch_page(a, w, position_of<S>(pos));
         else if (ahead == 4)
-            pos = fetch_position(a, w, step + 4, last);
+            pos = fetch_position<S>(a, w, step + 4, last);
         if (step + 1 < last) {
             copy_step<S, PACKED>(a, w, step + 1, shared, smem, next);
             mask_word = row_bits(a, w, row_token, step + 1);
@@ -766,26 +800,67 @@ __global__ void __launch_bounds__(MLA_MQA_THREADS, ROWS <= MOST_ROWS_OF_TWO_BLOC
     store_out<S, ROWS>(a, w, shared, o);
 }
 
-template <int ROWS, int ROPE, bool PACKED, class T> static struct mla_mqa_tile tile_entry()
+template <int ROWS, int ROPE, bool PACKED, class T>
+__global__ void __launch_bounds__(MLA_MQA_THREADS, ROWS <= MOST_ROWS_OF_TWO_BLOCKS ? 2 : 1)
+    mqa_kernel(const __grid_constant__ struct mla_mqa_args a)
 {
-    struct mla_mqa_tile t = {mla_kernel_address(mqa_kernel<ROWS, ROPE, PACKED, T>),
-                             tile<ROWS, ROPE, PACKED>::shared_bytes, MLA_MQA_THREADS, 1};
+    typedef tile<ROWS, ROPE, PACKED, false> S;
+    MLA_DYNAMIC_SHARED(shared, 1024);
+    struct work found;
+    find_work<ROWS>(a, (int *)(shared + S::found_at), &found);
+    if (in_group(a, found))
+        return;
+    if (threadIdx.x == 0)
+        *(struct work *)(shared + S::work_at) = found;
+    __syncthreads();
+    attend_tile<ROWS, ROPE, PACKED, false, T>(a, shared,
+                                              (uint32_t)__cvta_generic_to_shared(shared));
+}
+
+/* A block a group of those whose lists are here. */
+template <int ROWS, int ROPE, bool PACKED, class T>
+__global__ void __launch_bounds__(MLA_MQA_THREADS, ROWS <= MOST_ROWS_OF_TWO_BLOCKS ? 2 : 1)
+    mqa_group_kernel(const __grid_constant__ struct mla_mqa_group_args args)
+{
+    typedef tile<ROWS, ROPE, PACKED, true> S;
+    MLA_DYNAMIC_SHARED(shared, 1024);
+    struct work found;
+    if (!set_group_work(args, &found))
+        return;
+    if (threadIdx.x == 0)
+        *(struct work *)(shared + S::work_at) = found;
+    __syncthreads();
+    attend_tile<ROWS, ROPE, PACKED, true, T>(args.a, shared,
+                                             (uint32_t)__cvta_generic_to_shared(shared));
+}
+
+template <int ROWS, int ROPE, bool PACKED, bool GROUP, class T>
+static struct mla_mqa_tile tile_entry()
+{
+    struct mla_mqa_tile t = {NULL, tile<ROWS, ROPE, PACKED, GROUP>::shared_bytes, MLA_MQA_THREADS,
+                             1};
+    if constexpr (GROUP)
+        t.function = mla_kernel_address(mqa_group_kernel<ROWS, ROPE, PACKED, T>);
+    else
+        t.function = mla_kernel_address(mqa_kernel<ROWS, ROPE, PACKED, T>);
     return t;
 }
 
-template <int ROWS, class T> static struct mla_mqa_tile tile_of_rows(int rope, bool packed)
+template <int ROWS, bool GROUP, class T>
+static struct mla_mqa_tile tile_of_rows(int rope, bool packed)
 {
     if (rope)
-        return packed ? tile_entry<ROWS, 64, true, T>() : tile_entry<ROWS, 64, false, T>();
-    return packed ? tile_entry<ROWS, 0, true, T>() : tile_entry<ROWS, 0, false, T>();
+        return packed ? tile_entry<ROWS, 64, true, GROUP, T>()
+                      : tile_entry<ROWS, 64, false, GROUP, T>();
+    return packed ? tile_entry<ROWS, 0, true, GROUP, T>() : tile_entry<ROWS, 0, false, GROUP, T>();
 }
 
 /* Every tile of one element type. */
-template <class T> static struct mla_mqa_tile tile_of(int rows, int rope, bool packed)
+template <class T, bool GROUP> static struct mla_mqa_tile tile_of(int rows, int rope, bool packed)
 {
-    return rows == 16   ? tile_of_rows<16, T>(rope, packed)
-           : rows == 32 ? tile_of_rows<32, T>(rope, packed)
-                        : tile_of_rows<64, T>(rope, packed);
+    return rows == 16   ? tile_of_rows<16, GROUP, T>(rope, packed)
+           : rows == 32 ? tile_of_rows<32, GROUP, T>(rope, packed)
+                        : tile_of_rows<64, GROUP, T>(rope, packed);
 }
 
 #endif

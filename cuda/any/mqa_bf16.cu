@@ -4,7 +4,7 @@
 
 extern "C" struct mla_mqa_tile mla_mqa_tile_bf16(int rows, int rope_dim, bool packed)
 {
-    return tile_of<bf16>(rows, rope_dim, packed);
+    return tile_of<bf16, false>(rows, rope_dim, packed);
 }
 
 MLA_MUTANT_SETTER(mqa_bf16)

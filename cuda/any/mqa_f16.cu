@@ -4,5 +4,5 @@
 
 extern "C" struct mla_mqa_tile mla_mqa_tile_f16(int rows, int rope_dim, bool packed)
 {
-    return tile_of<f16>(rows, rope_dim, packed);
+    return tile_of<f16, false>(rows, rope_dim, packed);
 }

@@ -9,6 +9,8 @@
 #include "mqa.h"
 #include "union.cuh"
 
+#include <limits.h>
+
 /* What every thread of a block knows about its tile. */
 struct work {
     struct mla_mqa_request r;
@@ -80,6 +82,32 @@ __device__ __forceinline__ void set_work(const struct mla_mqa_args &a, int found
     w->pages = NULL;
     if (a.cache.page_size > 0)
         w->pages = a.cache.page_table + w->r.index * a.cache.page_table_stride;
+}
+
+/* The group of this block; false: it has no union, or there is no such group. */
+__device__ __forceinline__ bool set_group_work(const struct mla_mqa_group_args &args,
+                                               struct work *w)
+{
+    const struct mla_mqa_args &a = args.a;
+    const struct mla_mqa_groups &g = args.groups;
+    int number = g.first + (int)blockIdx.x;
+    int found = find_group(a.requests, a.num_requests, g.size, number);
+    if (found < 0 || g.counts[number] < 0)
+        return false;
+    w->r = a.requests[found];
+    w->split = 0;
+    w->token0 = (number - group_of(g.size, w->r, 0)) * g.size;
+    w->tokens = min(g.size, w->r.query_len - w->token0);
+    w->row0 = w->token0 * a.heads;
+    w->rows = w->tokens * a.heads;
+    w->seq_len = w->r.seq_len_kv;
+    w->end = INT_MAX; /* what no token may see is not in the union */
+    w->count = g.counts[number];
+    w->list = (const int32_t *)g.entries + (int64_t)blockIdx.x * g.capacity;
+    w->pages = NULL;
+    if (a.cache.page_size > 0)
+        w->pages = a.cache.page_table + w->r.index * a.cache.page_table_stride;
+    return true;
 }
 
 /* Has the kernel of groups computed this token's rows? */

@@ -2,8 +2,9 @@
 /* Unions of the top-k lists of neighbouring query tokens (union.h), one block of 256 threads a
  * group: a bit a key and token in shared memory, from which keys come out in ascending order. Keys
  * beyond what the bits hold are taken in further rounds over the lists, window by window. What a
- * token may not see (out of range, of its future, past its length) is in no union. A group whose
- * union is longer than most / 256 of its entries, or than its room, counts -1: it would gain nothing.
+ * token may not see (out of range, of its future, past its length) is in no union. A group of one
+ * token, or whose union is longer than most / 256 of its entries or than its room, counts -1: it would
+ * gain nothing.
  *
  * Shared memory: bits [token][window / 32]. Memory traffic: the lists once a window (from L2), the
  * union once; neighbouring threads have neighbouring words, so their entries share lines. */
@@ -112,15 +113,15 @@ __global__ void __launch_bounds__(MLA_UNION_THREADS)
     if (found < 0)
         return;
     const struct mla_mqa_request *r = &args.requests[found];
-    if (r->splits > 1) {
-        if (threadIdx.x == 0)
-            g.counts[number] = -1;
-        return;
-    }
     struct group_lists l;
     l.token0 = (number - group_of(g.size, *r, 0)) * g.size;
     l.query_len = r->query_len;
     l.tokens = min(g.size, l.query_len - l.token0);
+    if (r->splits > 1 || l.tokens < 2) {
+        if (threadIdx.x == 0)
+            g.counts[number] = -1;
+        return;
+    }
     l.seq_len = r->seq_len_kv;
     if (args.seq_lens_kv)
         l.seq_len = max(0, min(l.seq_len, args.seq_lens_kv[r->index]));

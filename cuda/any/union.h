@@ -22,7 +22,8 @@ struct mla_mqa_groups {
     int32_t capacity;     /* entries a group has room for */
     int32_t first, count; /* numbers of the groups whose lists are here */
     uint32_t *entries;    /* [count][capacity] ascending positions */
-    int32_t *counts;      /* [all groups] entries; -1: too many, tokens gather for themselves */
+    int32_t *
+        counts; /* [all groups] entries; -1: a single token, or too many: tokens gather for themselves */
 };
 
 struct mla_union_args {
@@ -34,6 +35,16 @@ struct mla_union_args {
     int64_t indices_stride;
     struct mla_mqa_groups groups;
 };
+
+/* What mqa_any's kernel of groups takes; a block for each of groups.count. */
+struct mla_mqa_group_args {
+    struct mla_mqa_args a;
+    struct mla_mqa_groups groups;
+};
+
+/* mqa_group_*.cu: as mla_mqa_tile_*, for rows of a group (token · heads + head). */
+struct mla_mqa_tile mla_mqa_group_tile_bf16(int rows, int rope_dim, bool packed);
+struct mla_mqa_tile mla_mqa_group_tile_f16(int rows, int rope_dim, bool packed);
 
 /* union.cu: a block a group, MLA_UNION_THREADS threads, size · words · 4 bytes of dynamic
  * shared memory. */
