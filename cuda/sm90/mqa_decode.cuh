@@ -230,13 +230,18 @@ __device__ __forceinline__ void issue_own_values(float (&o)[128], u32 (&p)[KEYS 
 }
 
 /* A stage has been read, by this warp. */
-__device__ __forceinline__ void release_stage(u32 smem, u32 stage, int wg)
+template <bool PAIR>
+__device__ __forceinline__ void release_stage(u32 smem, u32 peer, u32 stage, int wg)
 {
     __syncwarp();
     if (elect_one()) {
         if (wg == 0)
             mbarrier_arrive(smem + S::left_free + stage * 8);
         mbarrier_arrive(smem + S::right_free + stage * 8);
+        if (PAIR && wg == 0)
+            mbarrier_arrive_cluster_read(peer + S::left_free + stage * 8);
+        if (PAIR)
+            mbarrier_arrive_cluster_read(peer + S::right_free + stage * 8);
     }
     __syncwarp();
 }
@@ -360,8 +365,9 @@ __device__ __forceinline__ void begin_rows(const struct mla_mqa_args &a,
     }
 }
 
-template <class T, class F>
-__device__ __forceinline__ void attend_works(const struct mla_decode90_args &g, u32 smem, int wg)
+template <class T, class F, bool PAIR>
+__device__ __forceinline__ void attend_works(const struct mla_decode90_args &g, u32 smem, u32 peer,
+                                             int wg)
 {
     const struct mla_mqa_args &a = g.a;
     /* This lane's rows: row and row + 8. */
@@ -414,12 +420,12 @@ __device__ __forceinline__ void attend_works(const struct mla_decode90_args &g, 
             wgmma_wait<0>();
             wgmma_bind(o);
             if (j > 0)
-                release_stage(smem, now.stage, wg);
+                release_stage<PAIR>(smem, peer, now.stage, wg);
             rescale(o, r.factor);
             issue_own_values<T>(o, p, smem, mine.stage, wg);
             wgmma_wait<0>();
             wgmma_bind(o);
-            release_stage(smem, mine.stage, wg);
+            release_stage<PAIR>(smem, peer, mine.stage, wg);
             now = mine;
             now.next();
         }
@@ -432,7 +438,7 @@ __device__ __forceinline__ void attend_works(const struct mla_decode90_args &g, 
             issue_other_values<T>(o, smem, now.stage, wg);
             wgmma_wait<0>();
             wgmma_bind(o);
-            release_stage(smem, now.stage, wg);
+            release_stage<PAIR>(smem, peer, now.stage, wg);
             now.next();
         }
         const struct decode_note n = read_note(note);
@@ -446,42 +452,52 @@ __device__ __forceinline__ void attend_works(const struct mla_decode90_args &g, 
 
 /* ------------------------------------------------------------------- kernel */
 
-template <class T, class F>
+template <class T, class F, bool PAIR>
 __global__ void __launch_bounds__(DECODE_THREADS, 1)
     decode90_kernel(const __grid_constant__ struct mla_decode90_args g)
 {
     const u32 smem = dynamic_smem();
-    const u32 warp = warp_index();
+    const u32 warp = warp_index(), rank = PAIR ? cluster_ctarank() : 0;
+    const u32 peer = PAIR ? mapa(smem, rank ^ 1) : 0, both = PAIR ? 2 : 1;
     if (warp == 0 && elect_one()) {
         for (int i = 0; i < 2; i++) {
             mbarrier_init(smem + S::work_full + i * 8, 1);
             mbarrier_init(smem + S::work_free + i * 8, 8);
             mbarrier_init(smem + S::k_full + i * 8, PRODUCERS);
-            mbarrier_init(smem + S::left_free + i * 8, 4);
+            mbarrier_init(smem + S::left_free + i * 8, 4 * both);
             mbarrier_init(smem + S::k_right + i * 8, PRODUCERS);
-            mbarrier_init(smem + S::right_free + i * 8, 8);
+            mbarrier_init(smem + S::right_free + i * 8, 8 * both);
             mbarrier_init(smem + S::p_full + i * 8, 4);
         }
         mbarrier_init(smem + S::q_full, PRODUCERS);
         mbarrier_init(smem + S::q_free, 8);
         fence_mbarrier_init();
     }
-    __syncthreads();
+    if (PAIR)
+        cluster_sync();
+    else
+        __syncthreads();
     griddep_launch_dependents(); /* combine waits for the end of this grid all the same */
     if (warp < PRODUCERS) {
         setmaxnreg_dec<PRODUCER_REGISTERS>();
         MLA_ROLE("keys");
-        produce<T, F>(g, smem);
+        produce<T, F, PAIR>(g, smem, peer, rank);
     } else {
         setmaxnreg_inc<MATH_REGISTERS>();
         MLA_ROLE("softmax");
-        attend_works<T, F>(g, smem, (int)(warp - PRODUCERS) / 4);
+        attend_works<T, F, PAIR>(g, smem, peer, (int)(warp - PRODUCERS) / 4);
     }
+    if (PAIR)
+        cluster_sync(); /* the other block still writes to this one's barriers */
 }
 
-template <class T, class F> static struct mla_mqa_tile decode_tile()
+/* pair: two blocks that share keys. */
+template <class T, class F> static struct mla_mqa_tile decode_tile(bool pair)
 {
-    return {mla_kernel_address(decode90_kernel<T, F>), S::shared_bytes, DECODE_THREADS, 1};
+    if (pair)
+        return {mla_kernel_address((decode90_kernel<T, F, true>)), S::pair_bytes, DECODE_THREADS,
+                2};
+    return {mla_kernel_address((decode90_kernel<T, F, false>)), S::shared_bytes, DECODE_THREADS, 1};
 }
 
 #endif

@@ -2,7 +2,7 @@
 /* The kernels of mqa_decode.cuh for f16. */
 #include "mqa_decode.cuh"
 
-struct mla_mqa_tile mla_decode90_tile_f16(int rope_dim)
+struct mla_mqa_tile mla_decode90_tile_f16(int rope_dim, bool pair)
 {
-    return rope_dim ? decode_tile<f16, plain_rows<64>>() : decode_tile<f16, plain_rows<0>>();
+    return rope_dim ? decode_tile<f16, plain_rows<64>>(pair) : decode_tile<f16, plain_rows<0>>(pair);
 }
