@@ -146,6 +146,7 @@ static mla_status launch(const struct mla_job *job, const struct mla_mqa_tile *t
 static const struct mla_mqa_engine engine = {
     .name = "mqa_decode_sm90",
     .num_tiles = 2,
+    .fills = true,
     .supports = supports,
     .cut = cut,
     .tile = tile,

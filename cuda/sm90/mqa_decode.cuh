@@ -4,7 +4,9 @@
  * query token and head of a request (dense), or heads of one token (lists).
  *
  * Persistent blocks, one an SM, of three warpgroups; a work is a tile and a split of its keys.
- * Keys come in blocks of 64.
+ * Keys come in blocks of 64. Pair: where two tiles share keys, a cluster of two blocks takes both.
+ * Each brings half of the keys to both: of plain caches every other tile of columns, by multicast;
+ * of records eight of a warp's sixteen keys, widened and then copied to the other block.
  *
  *   warpgroup  registers  duty
  *   0          120        finds works, brings queries and keys (mqa_decode_keys.cuh)
@@ -16,6 +18,7 @@
  *   K       two stages of 64 keys x 576, the same tiles                 147456
  *           the rope tile of a stage holds P once its scores are done
  *   largest scores and factors of a stage's rows, sums, valid keys, notes, barriers: 3 KB
+ *   pair: rope of a stage's 32 keys on its way to the other block, 2 x 4 KB
  *
  *   barrier            count   arrives                             waits
  *   work_full[2]       1       producer                            1, 2
@@ -27,6 +30,7 @@
  *   k_right[stage]     4 + tx  the same: all the others            the owner, in its scores
  *   left_free[stage]   4       warps of 1: columns 0-255 are read  producer
  *   right_free[stage]  8       warps of 1, 2: all is read          producer
+ *                              (pair: twice as many, those of both blocks)
  *   p_full[stage]      4       warps of 1 or 2, the owner          the other
  *   named 1            256     1, 2: sums are exchanged
  *   named 2, 3         128     warps of 1, of 2: scores are done, P may be written
@@ -42,7 +46,8 @@
  * the output are rescaled alike.
  *
  * Clocks of 64 keys x 64 rows: 8.9 MFLOP take 2176 at 4096 a clock; shared memory 296 KB (Q and K
- * of 36 steps 144, P and V 72, writes 80) 2368 at 128 bytes. 16 rows cost as much as 64; a bf16
+ * of 36 steps 144, P and V 72, writes 80) 2368 at 128 bytes. Widening fp8: 64 keys take one warp a
+ * scheduler some XXXX instructions, of a pair half. 16 rows cost as much as 64; a bf16
  * cache read at 3 TB/s brings 64 keys to each of 132 SMs in 5700 clocks.
  *
  * A key that no row of the tile sees is zero in shared memory and its score -inf: what an invisible
@@ -309,40 +314,46 @@ __device__ __forceinline__ void store_columns(const struct mla_decode90_args &g,
 {
     const struct mla_mqa_args &a = g.a;
     const int t = threadIdx.x & 3;
+    const bool floats = split || (a.out_dtype == MLA_F32 && g.wide_stores);
 #pragma unroll
     for (int half = 0; half < 2; half++) {
         const float factor = factors[half];
         const bool there = to[half] >= 0;
+        const int64_t column = to[half] + wg * 256;
+        /* Of o, the pair of column 8 i + 2 t; without weight zero, whatever o holds. */
+        const auto pair = [&](int i) {
+            const float *x = &o[i * 4 + half * 2];
+            return make_float2(factor == 0 ? 0 : x[0] * factor, factor == 0 ? 0 : x[1] * factor);
+        };
         if (!__any_sync(~0u, there))
             continue;
+        if (floats) {
+            float *out = (split ? a.part_out : (float *)a.out) + column + t * 2;
 #pragma unroll
-        for (int j = 0; j < 8; j++) {
-            float x[4][2];
+            for (int i = 0; i < 32; i++)
+                if (there)
+                    *(float2 *)(out + i * 8) = pair(i);
+        } else if (g.wide_stores) {
+            const bool is_bf16 = a.out_dtype == MLA_BF16;
 #pragma unroll
-            for (int i = 0; i < 4; i++)
-#pragma unroll
-                for (int e = 0; e < 2; e++) /* without weight zero, whatever o holds */
-                    x[i][e] = factor == 0 ? 0 : o[(j * 4 + i) * 4 + half * 2 + e] * factor;
-            const int64_t column = to[half] + wg * 256 + j * 32;
-            if (split || a.out_dtype == MLA_F32 || !g.wide_stores) {
+            for (int j = 0; j < 8; j++) {
+                u32 two[4];
 #pragma unroll
                 for (int i = 0; i < 4; i++) {
-                    const int64_t at = column + i * 8 + t * 2;
-                    if (there && split)
-                        *(float2 *)(a.part_out + at) = make_float2(x[i][0], x[i][1]);
-                    else if (there)
-                        store_pair(a.out_dtype, a.out, at, x[i][0], x[i][1]);
+                    const float2 x = pair(j * 4 + i);
+                    two[i] = is_bf16 ? cvt_rn_bf16x2_f32(x.x, x.y) : cvt_rn_f16x2_f32(x.x, x.y);
                 }
-                continue;
+                const uint4 piece = transpose_quad(two[0], two[1], two[2], two[3]);
+                if (there)
+                    *(uint4 *)(a.out + (column + j * 32 + t * 8) * 2) = piece;
             }
-            u32 two[4];
+        } else {
 #pragma unroll
-            for (int i = 0; i < 4; i++)
-                two[i] = a.out_dtype == MLA_BF16 ? cvt_rn_bf16x2_f32(x[i][0], x[i][1])
-                                                 : cvt_rn_f16x2_f32(x[i][0], x[i][1]);
-            uint4 piece = transpose_quad(two[0], two[1], two[2], two[3]);
-            if (there)
-                *(uint4 *)(a.out + (column + t * 8) * 2) = piece;
+            for (int i = 0; i < 32; i++) {
+                const float2 x = pair(i);
+                if (there)
+                    store_pair(a.out_dtype, a.out, column + i * 8 + t * 2, x.x, x.y);
+            }
         }
     }
 }

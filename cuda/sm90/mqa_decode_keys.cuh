@@ -4,10 +4,15 @@
  * lie in boxes, up to the first page that does not exist, else row by row; packed records are
  * widened on the way.
  *
- * Row by row: warp w serves keys 16 w to 16 w + 15 of every block, in four groups of four; eight
- * lanes a key, each with 16-byte pieces 128 bytes apart. Plain rows go by cp.async to their place.
- * Records pass through registers, two groups in flight, also while the stages in shared memory are
- * in use. Positions run two blocks ahead, page ids one. */
+ * Row by row: warp w serves keys 16 w to 16 w + 15 of every block, in groups of four, eight lanes a
+ * key, each with 16-byte pieces 128 bytes apart (fp8_ds_mla: of eight, four lanes, 64 bytes). Plain
+ * rows go by cp.async to their place. Records pass through registers, eight keys in flight, also
+ * while the stages in shared memory are in use. Positions run two blocks ahead, page ids one.
+ *
+ * Pair: warp w of block r widens keys 16 w + 8 r to 16 w + 8 r + 7: eight rows of a swizzled tile,
+ * 1 KB in one piece, which a bulk copy takes to the same place of the other block. A stage is free
+ * when both blocks have read theirs: then this block's copies have left it too, all but those of
+ * rope, where P may come sooner; they start from a place of their own. */
 #ifndef MLA_CUDA_SM90_MQA_DECODE_KEYS_CUH
 #define MLA_CUDA_SM90_MQA_DECODE_KEYS_CUH
 
@@ -125,7 +130,7 @@ __device__ __forceinline__ struct span find_decode_work(const struct mla_decode9
     const int t = (index - first) % tiles, split = (index - first) / tiles;
     const int block = first + t * splits + split;
     set_work<ROWS>(a, low, block, (int)rank, w);
-    if (PAIR && !a.topk) { /* both blocks walk the keys that the later rows see */
+    if (PAIR && !a.topk && MLA_MUTANT != 14) { /* both blocks walk the keys that the later rows see */
         struct work later;
         set_work<ROWS>(a, low, block, 1, &later);
         w->end = later.end;
@@ -474,11 +479,12 @@ __device__ __forceinline__ void hand_on(u32 smem, u32 peer, u32 rank, u32 stage,
     __syncwarp();
     if (elect_one()) {
         if (PAIR) {
-            mbarrier_arrive_expect_tx(smem + full + stage * 8, (u32)(last - first) * 1024);
+            mbarrier_arrive_expect_tx(smem + full + stage * 8,
+                                      (u32)(last - first) * 1024 - (MLA_MUTANT == 13 ? 128 : 0));
 #pragma unroll
             for (int tile = first; tile < last; tile++)
                 bulk_copy_cluster(peer + at + tile * TILE_BYTES,
-                                  tile == 8 ? rope : smem + at + tile * TILE_BYTES, 1024,
+                                  tile == 8 && MLA_MUTANT != 11 ? rope : smem + at + tile * TILE_BYTES, 1024,
                                   peer + full + stage * 8);
         } else {
             mbarrier_arrive(smem + full + stage * 8);
@@ -501,8 +507,6 @@ __device__ __forceinline__ void gather_blocks(const struct mla_decode90_args &g,
     const int mine = lane / F::LANES + (share ? (int)rank * 8 : 0), part = lane % F::LANES;
     const bool queries = s.boxes == s.first; /* not loaded yet */
     F raw[SETS ? SETS : 1];
-    if (queries && q_load == 0)
-        load_queries<F>(g, w, smem, 0);
     int pos = fetch_position(a, w, note, s.boxes, s.last), page = fetch_page(a, w, pos);
     int ahead = fetch_position(a, w, note, s.boxes + 1, s.last);
     struct places now = find_places<F>(a, w, pos, page), next;
@@ -516,7 +520,7 @@ __device__ __forceinline__ void gather_blocks(const struct mla_decode90_args &g,
     pos = ahead;
     page = fetch_page(a, w, pos);
     ahead = fetch_position(a, w, note, s.boxes + 2, s.last);
-    if (queries && q_load > 0)
+    if (queries) /* behind the first keys: they wait for the work before to end */
         load_queries<F>(g, w, smem, q_load & 1);
 #pragma unroll 1
     for (int step = s.boxes; step < s.last; step++) {
@@ -531,16 +535,19 @@ __device__ __forceinline__ void gather_blocks(const struct mla_decode90_args &g,
         const u32 at = smem + S::k_at + k->stage * S::stage_bytes;
         if (lane == 0)
             st_shared(smem + S::valid_at + k->stage * 8 + warp * 2, (u16)now.seen);
-#pragma unroll
+#pragma unroll(SETS == 1 ? 1 : GROUPS)
         for (int group = 0; group < GROUPS; group++) {
             const int key = mine + group * EACH;
             if constexpr (SETS > 0) {
-                F *set = &raw[group % SETS];
+                F *set = &raw[SETS == 1 ? 0 : group % SETS];
                 if (now.seen != 0xFFFF && !(now.seen >> key & 1))
                     *set = F();
+                const int later = mine + (group + SETS) % GROUPS * EACH;
+                const struct places of_now = share_places(now, later),
+                                    of_next = share_places(next, later);
                 const bool after = group + SETS >= GROUPS;
-                const struct places from =
-                    share_places(after ? next : now, mine + (group + SETS) % GROUPS * EACH);
+                const struct places from = {after ? of_next.data : of_now.data,
+                                            after ? of_next.other : of_now.other, 0};
                 set->template pass<T, 0>(at, warp * 16 + key, part, from.data, from.other);
                 if (group == GROUPS - 1)
                     hand_on<F, PAIR>(smem, peer, rank, k->stage, S::k_full, 0, 4);
@@ -684,7 +691,7 @@ __device__ __forceinline__ void produce(const struct mla_decode90_args &g, u32 s
             gather_blocks<T, F, PAIR>(g, w, s, smem, peer, rank, note, &k, loads);
         loads++;
     }
-    for (int i = 0; PAIR && i < S::STAGES; i++) { /* the other block has nothing more to say here */
+    for (int i = 0; PAIR && MLA_MUTANT != 12 && i < S::STAGES; i++) { /* the other block has nothing more to say here */
         mbarrier_wait(smem + S::left_free + k.stage * 8, k.phase ^ 1);
         mbarrier_wait(smem + S::right_free + k.stage * 8, k.phase ^ 1);
         k.next();
