@@ -412,26 +412,25 @@ __device__ __forceinline__ void attend_works(const struct mla_decode90_args &g, 
             struct ring<2> mine = now;
             if (j > 0)
                 mine.next();
+            if (j > 0) { /* the other's block first: its stage is wanted */
+                read_block(smem, now, row, &r);
+                rescale(o, r.factor);
+                issue_other_values<T>(o, smem, now.stage, wg);
+            }
             mbarrier_wait(smem + S::k_full + mine.stage * 8, mine.phase);
             if (j + 2 >= steps && MLA_MUTANT == 6)
                 release(smem + S::q_free);
             issue_block_scores<T, F>(s, smem, mine.stage, mine.phase);
-            if (j > 0) { /* the other's block */
-                read_block(smem, now, row, &r);
-                rescale(o, r.factor);
-                issue_other_values<T>(o, smem, now.stage, wg);
+            if (j > 0) {
                 wgmma_wait<1>();
-            } else {
-                wgmma_wait<0>();
+                wgmma_bind(o);
+                release_stage<PAIR>(smem, peer, now.stage, wg);
             }
+            wgmma_wait<0>();
             wgmma_bind(s);
             if (j + 2 >= steps && MLA_MUTANT != 6)
                 release(smem + S::q_free);
             weigh_block<T>(a, note, s, p, smem, mine.stage, j, wg, row, &r);
-            wgmma_wait<0>();
-            wgmma_bind(o);
-            if (j > 0)
-                release_stage<PAIR>(smem, peer, now.stage, wg);
             rescale(o, r.factor);
             issue_own_values<T>(o, p, smem, mine.stage, wg);
             wgmma_wait<0>();
