@@ -38,9 +38,6 @@ __device__ __forceinline__ float load_one(int dtype, const void *in, int64_t at)
 __global__ void __launch_bounds__(MLA_MQA_THREADS)
     mqa_combine_kernel(const __grid_constant__ struct mla_mqa_args a, int64_t rows)
 {
-#if defined(MLA_MODEL) || (defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900)
-    griddep_wait(); /* this grid may start while the one that wrote the parts is ending */
-#endif
     int lane = threadIdx.x % 32;
     int64_t warp = (int64_t)blockIdx.x * (THREADS / 32) + threadIdx.x / 32;
     int64_t row = warp / MLA_MQA_COMBINE_WARPS;
@@ -56,6 +53,9 @@ __global__ void __launch_bounds__(MLA_MQA_THREADS)
     }
     found = __reduce_max_sync(0xFFFFFFFFu, found);
     const struct mla_mqa_request r = a.requests[found];
+#if defined(MLA_MODEL) || (defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900)
+    griddep_wait(); /* this grid may start while the one that writes the parts is ending */
+#endif
     int at = (int)(row - r.first_row), head = at % a.heads;
     int64_t token = r.q_start + at / a.heads, per_split = (int64_t)r.query_len * a.heads;
     const float *lse = a.part_lse + r.part_row + at, *top = a.part_max + r.part_row + at;
@@ -78,23 +78,23 @@ __global__ void __launch_bounds__(MLA_MQA_THREADS)
     bool nothing = isinf(reference); /* no key and no sink, or a sink of +inf */
     float sum = nothing ? 1 : exp2f(sink - reference);
     float4 acc = make_float4(0, 0, 0, 0);
-    /* Weights of 32 parts, one a lane; the parts in their order, loads of eight under way. */
+    /* Weights of 32 parts, one a lane; the parts in their order, loads of sixteen under way. */
     for (int first = 0; !nothing && first < r.splits; first += 32) {
         float l = first + lane < r.splits ? lse[(first + lane) * per_split] : -INFINITY;
         float mine = l == -INFINITY || MUTANT(SPLIT_MEAN) ? 1.0f : exp2f(l - reference);
         uint32_t there = __ballot_sync(0xFFFFFFFFu, l != -INFINITY);
         int count = min(32, r.splits - first);
 #pragma unroll 1
-        for (int base = 0; base < count; base += 8) {
-            float4 v[8];
+        for (int base = 0; base < count; base += 16) {
+            float4 v[16];
 #pragma unroll
-            for (int i = 0; i < 8; i++) {
+            for (int i = 0; i < 16; i++) {
                 v[i] = make_float4(0, 0, 0, 0);
                 if (there >> (base + i) & 1)
                     v[i] = *(const float4 *)(out + (first + base + i) * per_split * MLA_MQA_LATENT);
             }
 #pragma unroll
-            for (int i = 0; i < 8; i++) {
+            for (int i = 0; i < 16; i++) {
                 float weight = __shfl_sync(0xFFFFFFFFu, mine, base + i);
                 if (!(there >> (base + i) & 1))
                     continue;
