@@ -115,7 +115,8 @@ template <bool PAIR>
 __device__ __forceinline__ struct span find_decode_work(const struct mla_decode90_args &g,
                                                         int index, u32 rank, struct work *w)
 {
-    const struct mla_mqa_args &a = g.a;
+    struct mla_mqa_args a = g.a;
+    struct mla_mqa_request r = g.only;
     int low = 0, high = a.num_requests - 1;
     while (low < high) { /* the last request that begins at or before this work */
         int middle = (low + high + 1) / 2;
@@ -124,15 +125,17 @@ __device__ __forceinline__ struct span find_decode_work(const struct mla_decode9
         else
             high = middle - 1;
     }
-    const struct mla_mqa_request *r = &a.requests[low];
     const int end = low + 1 < a.num_requests ? a.requests[low + 1].first_block : g.works;
-    const int first = r->first_block, splits = r->splits, tiles = (end - first) / splits;
+    if (a.num_requests > 1)
+        r = a.requests[low];
+    a.requests = &r;
+    const int first = r.first_block, splits = r.splits, tiles = (end - first) / splits;
     const int t = (index - first) % tiles, split = (index - first) / tiles;
     const int block = first + t * splits + split;
-    set_work<ROWS>(a, low, block, (int)rank, w);
+    set_work<ROWS>(a, 0, block, (int)rank, w);
     if (PAIR && !a.topk && MLA_MUTANT != 14) { /* both blocks walk the keys that the later rows see */
         struct work later;
-        set_work<ROWS>(a, low, block, 1, &later);
+        set_work<ROWS>(a, 0, block, 1, &later);
         w->end = later.end;
         w->count = later.count;
     }
