@@ -282,7 +282,8 @@ static mla_status check_options(const mla_plan_options *o, int64_t batch)
                         (int)o->precision);
     if (o->num_splits < MLA_SPLITS_FILL || o->num_splits > 65536)
         return mla_fail(MLA_ERR_ARGUMENT,
-                        "mla_plan_create: num_splits: got %" PRId64 ", want 0 to 65536 or MLA_SPLITS_FILL",
+                        "mla_plan_create: num_splits: got %" PRId64
+                        ", want 0 to 65536 or MLA_SPLITS_FILL",
                         o->num_splits);
     return MLA_OK;
 }

@@ -80,7 +80,11 @@ struct compute {
         {"precision", 0, OPTION_TEXT, &(c).precision, "P", "fp32 (default) or fp64, of cpu"},      \
         {"kernel", 0, OPTION_TEXT, &(c).kernel, "NAME", "one kernel row of mla info"},             \
         {"schedule", 0, OPTION_TEXT, &(c).schedule, "S", "eager, late or random:SEED, of model"},  \
-        {"splits", 0, OPTION_TEXT, &(c).splits, "N",                                               \
+        {"splits",                                                                                 \
+         0,                                                                                        \
+         OPTION_TEXT,                                                                              \
+         &(c).splits,                                                                              \
+         "N",                                                                                      \
          "key splits of decode: auto (default), a number, or fill: as many as fill the GPU"},      \
     {                                                                                              \
         "threads", 0, OPTION_COUNT, &(c).threads, "N", "CPU threads (default: all)"                \

@@ -16,10 +16,11 @@ __device__ __forceinline__ void bulk_copy_cluster(u32 dst, u32 src, u32 bytes, u
 #ifdef MLA_MODEL
     model_bulk_copy_cluster(dst, src, bytes, bar, at);
 #else
-    asm volatile("cp.async.bulk.shared::cluster.shared::cta.mbarrier::complete_tx::bytes [%0], [%1], "
-                 "%2, [%3];\n" ::"r"(dst),
-                 "r"(src), "r"(bytes), "r"(bar)
-                 : "memory");
+    asm volatile(
+        "cp.async.bulk.shared::cluster.shared::cta.mbarrier::complete_tx::bytes [%0], [%1], "
+        "%2, [%3];\n" ::"r"(dst),
+        "r"(src), "r"(bytes), "r"(bar)
+        : "memory");
 #endif
 }
 

@@ -68,7 +68,8 @@ static struct mla_mqa_cut cut(const struct mla_job *job, const struct mla_reques
     int64_t least = lists ? least_of_list : all <= rows / 2 ? least_of_few_rows : least_keys;
     const int64_t room = SMS / c.tiles;
     /* Pairs: each block widens half of the keys. */
-    if (mla_cache_is_packed(p->cache_format) && !p->has_mask && (together % 2 == 0 || together > 4)) {
+    if (mla_cache_is_packed(p->cache_format) && !p->has_mask &&
+        (together % 2 == 0 || together > 4)) {
         c.tile = 1;
         c.tiles = c.tiles / together * ((together + 1) / 2);
     }

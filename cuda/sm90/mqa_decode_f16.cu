@@ -4,5 +4,6 @@
 
 struct mla_mqa_tile mla_decode90_tile_f16(int rope_dim, bool pair)
 {
-    return rope_dim ? decode_tile<f16, plain_rows<64>>(pair) : decode_tile<f16, plain_rows<0>>(pair);
+    return rope_dim ? decode_tile<f16, plain_rows<64>>(pair)
+                    : decode_tile<f16, plain_rows<0>>(pair);
 }
