@@ -503,6 +503,8 @@ __device__ __forceinline__ void gather_blocks(const struct mla_decode90_args &g,
     F raw[SETS ? SETS : 1];
     int pos = fetch_position(a, w, note, s.boxes, s.last), page = fetch_page(a, w, pos);
     int ahead = fetch_position(a, w, note, s.boxes + 1, s.last);
+    if (queries && q_load == 0)
+        load_queries<F>(g, w, smem, 0);
     struct places now = find_places<F>(a, w, pos, page), next;
     if constexpr (SETS > 0) {
 #pragma unroll
@@ -515,7 +517,7 @@ __device__ __forceinline__ void gather_blocks(const struct mla_decode90_args &g,
     pos = ahead;
     page = fetch_page(a, w, pos);
     ahead = fetch_position(a, w, note, s.boxes + 2, s.last);
-    if (queries) /* behind the first keys: they wait for the work before to end */
+    if (queries && q_load > 0) /* behind the first keys: they wait for the work before to end */
         load_queries<F>(g, w, smem, q_load & 1);
 #pragma unroll 1
     for (int step = s.boxes; step < s.last; step++) {
