@@ -80,9 +80,8 @@ static struct mla_mqa_cut cut(const struct mla_job *job, const struct mla_reques
 static struct mla_mqa_tile tile(const mla_problem *p, int index)
 {
     int rope = (int)p->qk_rope_dim;
-    bool pair = index == 1;
-    return p->q_dtype == MLA_BF16 ? mla_decode90_tile_bf16((int)p->cache_format, rope, pair)
-                                  : mla_decode90_tile_f16(rope, pair);
+    return p->q_dtype == MLA_BF16 ? mla_decode90_tile_bf16((int)p->cache_format, rope, index == 1)
+                                  : mla_decode90_tile_f16(rope);
 }
 
 /* Queries by TMA, if heads of all tokens are evenly spaced rows. */

@@ -4,9 +4,8 @@
  * query token and head of a request (dense), or heads of one token (lists).
  *
  * Persistent blocks, one an SM, of three warpgroups; a work is a tile and a split of its keys.
- * Keys come in blocks of 64. Pair: where two tiles share keys, a cluster of two blocks takes both.
- * Each brings half of the keys to both: of plain caches every other tile of columns, by multicast;
- * of records eight of a warp's sixteen keys, widened and then copied to the other block.
+ * Keys come in blocks of 64. Pair: where two tiles share packed records, a cluster of two blocks
+ * takes both. Each widens half of the keys and copies them to the other block.
  *
  *   warpgroup  registers  duty
  *   0          120        finds works, brings queries and keys (mqa_decode_keys.cuh)
@@ -35,20 +34,22 @@
  *   named 1            256     1, 2: sums are exchanged
  *   named 2, 3         128     warps of 1, of 2: scores are done, P may be written
  *
- * A warpgroup's turn, j its block: S(j) is issued, behind it O += P(j-1)·V(j-1) of the other's
- * block; the softmax of j runs beside the latter; then O += P(j)·V(j), P from registers. The other
- * warpgroup is half a turn off:
+ * A warpgroup's turn, j its block: O += P(j-1)·V(j-1) of the other's block, behind it S(j), softmax,
+ * then O += P(j)·V(j), P from registers. The other warpgroup is half a turn off:
  *
- *   1   S(2) PV(1) | softmax 2 | PV(2) | S(4) PV(3) | softmax 4 | ...
- *   2   ... | PV(1) | S(3) PV(2) | softmax 3 | PV(3) | S(5) PV(4) | ...
+ *   1   PV(1) S(2) | softmax 2 | PV(2) | PV(3) S(4) | softmax 4 | ...
+ *   2   ... softmax 1 | PV(1) | PV(2) S(3) | softmax 3 | PV(3) | PV(4) S(5) | ...
+ *
+ * Values come before scores: with two stages the next keys wait for the stage that they leave, and
+ * the scores for the keys.
  *
  * The running maximum is one chain: block j starts from the maximum of j-1, so that both halves of
  * the output are rescaled alike.
  *
  * Clocks of 64 keys x 64 rows: 8.9 MFLOP take 2176 at 4096 a clock; shared memory 296 KB (Q and K
- * of 36 steps 144, P and V 72, writes 80) 2368 at 128 bytes. Widening fp8: 64 keys take one warp a
- * scheduler some XXXX instructions, of a pair half. 16 rows cost as much as 64; a bf16
- * cache read at 3 TB/s brings 64 keys to each of 132 SMs in 5700 clocks.
+ * of 36 steps 144, P and V 72, writes 80) 2368 at 128 bytes. Widening fp8: a warp a scheduler takes
+ * 650 instructions for eight keys, twice for 64 keys, in a pair once. 16 rows cost as much as 64; a
+ * bf16 cache read at 3 TB/s brings 64 keys to each of 132 SMs in 5700 clocks.
  *
  * A key that no row of the tile sees is zero in shared memory and its score -inf: what an invisible
  * slot holds reaches nothing. P is rounded to the input type unnormalised, its sum is of fp32
@@ -334,10 +335,10 @@ __device__ __forceinline__ void store_columns(const struct mla_decode90_args &g,
 #pragma unroll
             for (int i = 0; i < 32; i += 2) {
                 const float2 x = pair(i), y = pair(i + 1), give = odd ? x : y;
-                const float2 got = make_float2(__shfl_xor_sync(~0u, give.x, 1),
-                                               __shfl_xor_sync(~0u, give.y, 1));
-                const float4 four = odd ? make_float4(got.x, got.y, y.x, y.y)
-                                        : make_float4(x.x, x.y, got.x, got.y);
+                const float2 got =
+                    make_float2(__shfl_xor_sync(~0u, give.x, 1), __shfl_xor_sync(~0u, give.y, 1));
+                const float4 four =
+                    odd ? make_float4(got.x, got.y, y.x, y.y) : make_float4(x.x, x.y, got.x, got.y);
                 if (there)
                     *(float4 *)(out + i * 8) = four;
             }
@@ -517,12 +518,13 @@ __global__ void __launch_bounds__(DECODE_THREADS, 1)
         cluster_sync(); /* the other block still writes to this one's barriers */
 }
 
-/* pair: two blocks that share keys. */
+/* pair, of packed records: two blocks that share keys. */
 template <class T, class F> static struct mla_mqa_tile decode_tile(bool pair)
 {
-    if (pair)
-        return {mla_kernel_address((decode90_kernel<T, F, true>)), S::pair_bytes, DECODE_THREADS,
-                2};
+    if constexpr (F::packed)
+        if (pair)
+            return {mla_kernel_address((decode90_kernel<T, F, true>)), S::pair_bytes,
+                    DECODE_THREADS, 2};
     return {mla_kernel_address((decode90_kernel<T, F, false>)), S::shared_bytes, DECODE_THREADS, 1};
 }
 

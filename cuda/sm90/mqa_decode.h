@@ -28,7 +28,7 @@ struct mla_decode90_args {
 /* The kernel for a cache format; f16: plain caches only. pair: clusters of two blocks, each with 64
  * of 128 rows, which bring half of the keys and give them to each other. */
 struct mla_mqa_tile mla_decode90_tile_bf16(int cache_format, int rope_dim, bool pair);
-struct mla_mqa_tile mla_decode90_tile_f16(int rope_dim, bool pair);
+struct mla_mqa_tile mla_decode90_tile_f16(int rope_dim);
 
 #ifdef __cplusplus
 }

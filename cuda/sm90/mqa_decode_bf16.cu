@@ -14,7 +14,7 @@ struct mla_mqa_tile mla_decode90_tile_bf16(int cache_format, int rope_dim, bool 
     case MLA_CACHE_NVFP4_DS_MLA:
         return decode_tile<bf16, nvfp4_rows>(pair);
     default:
-        return rope_dim ? decode_tile<bf16, plain_rows<64>>(pair)
-                        : decode_tile<bf16, plain_rows<0>>(pair);
+        return rope_dim ? decode_tile<bf16, plain_rows<64>>(false)
+                        : decode_tile<bf16, plain_rows<0>>(false);
     }
 }

@@ -2,8 +2,8 @@
 /* The kernels of mqa_decode.cuh for f16. */
 #include "mqa_decode.cuh"
 
-struct mla_mqa_tile mla_decode90_tile_f16(int rope_dim, bool pair)
+struct mla_mqa_tile mla_decode90_tile_f16(int rope_dim)
 {
-    return rope_dim ? decode_tile<f16, plain_rows<64>>(pair)
-                    : decode_tile<f16, plain_rows<0>>(pair);
+    return rope_dim ? decode_tile<f16, plain_rows<64>>(false)
+                    : decode_tile<f16, plain_rows<0>>(false);
 }

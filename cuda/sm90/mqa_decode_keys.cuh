@@ -290,7 +290,7 @@ struct model1_rows {
         scales = ld_global<uint2>(other);
     }
     template <class T, int HALF>
-    __device__ __forceinline__ void store(u32 at, u32 , int key, int part) const
+    __device__ __forceinline__ void store(u32 at, u32, int key, int part) const
     {
         if (HALF == 1)
             return;
@@ -320,7 +320,7 @@ struct v41_rows {
         scales = ld_global<uint4>(other);
     }
     template <class T, int HALF>
-    __device__ __forceinline__ void store(u32 at, u32 , int key, int part) const
+    __device__ __forceinline__ void store(u32 at, u32, int key, int part) const
     {
         if (HALF == 1)
             return;
@@ -495,10 +495,9 @@ __device__ __forceinline__ void gather_blocks(const struct mla_decode90_args &g,
                                               u32 peer, u32 rank, u32 note, ring<2> *k, u32 q_load)
 {
     const struct mla_mqa_args &a = g.a;
-    const bool share = PAIR && F::packed;
-    const int SETS = F::SETS, EACH = 32 / F::LANES, GROUPS = (share ? 8 : 16) / EACH;
+    const int SETS = F::SETS, EACH = 32 / F::LANES, GROUPS = (PAIR ? 8 : 16) / EACH;
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-    const int mine = lane / F::LANES + (share ? (int)rank * 8 : 0), part = lane % F::LANES;
+    const int mine = lane / F::LANES + (PAIR ? (int)rank * 8 : 0), part = lane % F::LANES;
     const bool queries = s.boxes == s.first; /* not loaded yet */
     F raw[SETS ? SETS : 1];
     int pos = fetch_position(a, w, note, s.boxes, s.last), page = fetch_page(a, w, pos);
@@ -528,7 +527,7 @@ __device__ __forceinline__ void gather_blocks(const struct mla_decode90_args &g,
         if (MLA_MUTANT != 7 && !F::halves)
             mbarrier_wait(right, k->phase ^ 1);
         const u32 at = smem + S::k_at + k->stage * S::stage_bytes;
-        const u32 copy = share ? smem + S::rope_at + k->stage * S::rope_bytes + warp * 1024 : 0;
+        const u32 copy = PAIR ? smem + S::rope_at + k->stage * S::rope_bytes + warp * 1024 : 0;
         if (lane == 0)
             st_shared(smem + S::valid_at + k->stage * 8 + warp * 2, (u16)now.seen);
 #pragma unroll(SETS == 1 ? 1 : GROUPS)
@@ -572,9 +571,9 @@ __device__ __forceinline__ void gather_blocks(const struct mla_decode90_args &g,
         now = next;
         if (SETS == 0) {
             cp_async_wait_all();
-            hand_on<F, false>(smem, peer, rank, k->stage, S::k_full, 0, 4);
+            hand_on<F, PAIR>(smem, peer, rank, k->stage, S::k_full, 0, 4);
         }
-        hand_on<F, share>(smem, peer, rank, k->stage, S::k_right, 4, F::TILES);
+        hand_on<F, PAIR>(smem, peer, rank, k->stage, S::k_right, 4, F::TILES);
         k->next();
     }
 }
@@ -596,20 +595,17 @@ __device__ __forceinline__ struct box find_box(const struct mla_mqa_args &a, con
     return b;
 }
 
-/* Block `step` by TMA, first lies its first box; each warp brings a quarter of the columns, or waits
- * for the other block of a pair to do so. later: the first box of a block to call to L2, if it is
- * one. */
-template <class F, bool PAIR>
+/* Block `step` by TMA, first lies its first box; each warp brings a quarter of the columns.
+ * later: the first box of a block to call to L2, if it is one. */
+template <class F>
 __device__ __forceinline__ void load_boxes(const struct mla_decode90_args &g, const struct work &w,
                                            int step, struct box first, bool calls, struct box later,
-                                           u32 smem, u32 rank, const ring<2> &k)
+                                           u32 smem, const ring<2> &k)
 {
     const int warp = (int)warp_index();
     const u32 full = smem + S::k_full + k.stage * 8;
     const u32 at = smem + S::k_at + k.stage * S::stage_bytes;
     const bool rope = F::TILES == 9 && warp == 0;
-    const bool brings = !PAIR || (warp & 1) == (int)rank,
-               brings_rope = rope && (!PAIR || rank == 1);
     if (MLA_MUTANT != 10)
         mbarrier_wait(smem + S::left_free + k.stage * 8, k.phase ^ 1);
     if (elect_one()) {
@@ -625,24 +621,15 @@ __device__ __forceinline__ void load_boxes(const struct mla_decode90_args &g, co
                 if (row)
                     b = find_box(g.a, w, step * KEYS + row);
                 const u32 to = at + row * 128, bar = part ? right : full;
-                if (PAIR) {
-                    if (brings)
-                        tma_load_3d_multicast(to + tile * TILE_BYTES, &g.latent, bar, tile * 64,
-                                              b.slot, b.page, 3);
-                    if (part == 1 && brings_rope)
-                        tma_load_3d_multicast(to + 8 * TILE_BYTES, &g.rope, bar, 0, b.slot, b.page,
-                                              3);
-                    continue;
-                }
                 tma_load_3d(to + tile * TILE_BYTES, &g.latent, bar, tile * 64, b.slot, b.page);
                 if (part == 1 && rope)
                     tma_load_3d(to + 8 * TILE_BYTES, &g.rope, bar, 0, b.slot, b.page);
             }
         }
-        if (calls && brings) {
+        if (calls) {
             tma_prefetch_3d(&g.latent, warp * 64, later.slot, later.page);
             tma_prefetch_3d(&g.latent, (warp + 4) * 64, later.slot, later.page);
-            if (rope && !PAIR)
+            if (rope)
                 tma_prefetch_3d(&g.rope, 0, later.slot, later.page);
         }
     }
@@ -684,13 +671,12 @@ __device__ __forceinline__ void produce(const struct mla_decode90_args &g, u32 s
         if constexpr (!F::packed) {
             /* Tiles that share keys wait for memory alike: one asks early for the others. Where
              * each key is read once, asking twice costs more than it gains. */
-            const bool calls = w.r.query_len * g.a.heads > ROWS * blocks;
+            const bool calls = w.r.query_len * g.a.heads > ROWS;
             struct box now = find_box(g.a, w, s.first * KEYS);
             struct box next = find_box(g.a, w, (s.first + 1) * KEYS);
             for (int step = s.first; step < s.boxes; step++) {
                 const struct box later = find_box(g.a, w, (step + 2) * KEYS);
-                load_boxes<F, PAIR>(g, w, step, now, calls && step + 2 < s.boxes, later, smem, rank,
-                                    k);
+                load_boxes<F>(g, w, step, now, calls && step + 2 < s.boxes, later, smem, k);
                 now = next;
                 next = later;
                 k.next();
