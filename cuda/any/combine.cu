@@ -78,23 +78,23 @@ __global__ void __launch_bounds__(MLA_MQA_THREADS)
     bool nothing = isinf(reference); /* no key and no sink, or a sink of +inf */
     float sum = nothing ? 1 : exp2f(sink - reference);
     float4 acc = make_float4(0, 0, 0, 0);
-    /* Weights of 32 parts, one a lane; the parts in their order, loads of sixteen under way. */
+    /* Weights of 32 parts, one a lane; the parts in their order, loads of eight under way. */
     for (int first = 0; !nothing && first < r.splits; first += 32) {
         float l = first + lane < r.splits ? lse[(first + lane) * per_split] : -INFINITY;
         float mine = l == -INFINITY || MUTANT(SPLIT_MEAN) ? 1.0f : exp2f(l - reference);
         uint32_t there = __ballot_sync(0xFFFFFFFFu, l != -INFINITY);
         int count = min(32, r.splits - first);
 #pragma unroll 1
-        for (int base = 0; base < count; base += 16) {
-            float4 v[16];
+        for (int base = 0; base < count; base += 8) {
+            float4 v[8];
 #pragma unroll
-            for (int i = 0; i < 16; i++) {
+            for (int i = 0; i < 8; i++) {
                 v[i] = make_float4(0, 0, 0, 0);
                 if (there >> (base + i) & 1)
                     v[i] = *(const float4 *)(out + (first + base + i) * per_split * MLA_MQA_LATENT);
             }
 #pragma unroll
-            for (int i = 0; i < 16; i++) {
+            for (int i = 0; i < 8; i++) {
                 float weight = __shfl_sync(0xFFFFFFFFu, mine, base + i);
                 if (!(there >> (base + i) & 1))
                     continue;
