@@ -38,6 +38,9 @@ __device__ __forceinline__ float load_one(int dtype, const void *in, int64_t at)
 __global__ void __launch_bounds__(MLA_MQA_THREADS)
     mqa_combine_kernel(const __grid_constant__ struct mla_mqa_args a, int64_t rows)
 {
+#if defined(MLA_MODEL) || (defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900)
+    griddep_wait(); /* this grid may start while the one that wrote the parts is ending */
+#endif
     int lane = threadIdx.x % 32;
     int64_t warp = (int64_t)blockIdx.x * (THREADS / 32) + threadIdx.x / 32;
     int64_t row = warp / MLA_MQA_COMBINE_WARPS;
@@ -53,9 +56,6 @@ __global__ void __launch_bounds__(MLA_MQA_THREADS)
     }
     found = __reduce_max_sync(0xFFFFFFFFu, found);
     const struct mla_mqa_request r = a.requests[found];
-#if defined(MLA_MODEL) || (defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900)
-    griddep_wait(); /* this grid may start while the one that writes the parts is ending */
-#endif
     int at = (int)(row - r.first_row), head = at % a.heads;
     int64_t token = r.q_start + at / a.heads, per_split = (int64_t)r.query_len * a.heads;
     const float *lse = a.part_lse + r.part_row + at, *top = a.part_max + r.part_row + at;

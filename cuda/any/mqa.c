@@ -159,8 +159,6 @@ static mla_status add_launch(const struct mla_job *job, int tile, int64_t fill,
                             " rows of split requests, want fewer than 2^31",
                             plan->engine->name, l.blocks, l.merged_rows);
     }
-    if (l.count == 1)
-        l.only = table[l.first];
     if (l.count)
         plan->launches[plan->num_launches++] = l;
     return MLA_OK;

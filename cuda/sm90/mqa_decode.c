@@ -125,7 +125,6 @@ static mla_status launch(const struct mla_job *job, const struct mla_mqa_tile *t
     struct mla_decode90_args g = {
         .a = *args,
         .works = (int32_t)launch->blocks,
-        .only = launch->only,
         .wide_stores = ((uint64_t)(uintptr_t)args->out | (uint64_t)(args->out_stride[0] * item) |
                         (uint64_t)(args->out_stride[1] * item)) %
                            16 ==

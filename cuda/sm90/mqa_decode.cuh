@@ -329,19 +329,11 @@ __device__ __forceinline__ void store_columns(const struct mla_decode90_args &g,
         if (!__any_sync(~0u, there))
             continue;
         if (floats) {
-            /* Two lanes swap: one then has four columns of 8 i, the other of 8 i + 8. */
-            const bool odd = t & 1;
-            float *out = (split ? a.part_out : (float *)a.out) + column + (odd ? 8 : 0) + t / 2 * 4;
+            float *out = (split ? a.part_out : (float *)a.out) + column + t * 2;
 #pragma unroll
-            for (int i = 0; i < 32; i += 2) {
-                const float2 x = pair(i), y = pair(i + 1), give = odd ? x : y;
-                const float2 got =
-                    make_float2(__shfl_xor_sync(~0u, give.x, 1), __shfl_xor_sync(~0u, give.y, 1));
-                const float4 four =
-                    odd ? make_float4(got.x, got.y, y.x, y.y) : make_float4(x.x, x.y, got.x, got.y);
+            for (int i = 0; i < 32; i++)
                 if (there)
-                    *(float4 *)(out + i * 8) = four;
-            }
+                    *(float2 *)(out + i * 8) = pair(i);
         } else if (g.wide_stores) {
             const bool is_bf16 = a.out_dtype == MLA_BF16;
 #pragma unroll
@@ -478,14 +470,6 @@ __global__ void __launch_bounds__(DECODE_THREADS, 1)
     const u32 smem = dynamic_smem();
     const u32 warp = warp_index(), rank = PAIR ? cluster_ctarank() : 0;
     const u32 peer = PAIR ? mapa(smem, rank ^ 1) : 0, both = PAIR ? 2 : 1;
-    if (warp == PRODUCERS && elect_one()) {
-        if (g.q_boxes)
-            tma_prefetch_map(&g.q);
-        if (g.box_rows)
-            tma_prefetch_map(&g.latent);
-        if (g.box_rows && F::TILES == 9)
-            tma_prefetch_map(&g.rope);
-    }
     if (warp == 0 && elect_one()) {
         for (int i = 0; i < 2; i++) {
             mbarrier_init(smem + S::work_full + i * 8, 1);

@@ -23,7 +23,6 @@
 #include "ptx/cluster.cuh"
 #include "ptx/global.cuh"
 #include "ptx/mbarrier.cuh"
-#include "ptx/opaque.cuh"
 #include "ptx/shared.cuh"
 #include "ptx/tma.cuh"
 #include "ptx/warp.cuh"
@@ -116,8 +115,7 @@ template <bool PAIR>
 __device__ __forceinline__ struct span find_decode_work(const struct mla_decode90_args &g,
                                                         int index, u32 rank, struct work *w)
 {
-    struct mla_mqa_args a = g.a;
-    struct mla_mqa_request r = g.only;
+    const struct mla_mqa_args &a = g.a;
     int low = 0, high = a.num_requests - 1;
     while (low < high) { /* the last request that begins at or before this work */
         int middle = (low + high + 1) / 2;
@@ -126,18 +124,16 @@ __device__ __forceinline__ struct span find_decode_work(const struct mla_decode9
         else
             high = middle - 1;
     }
+    const struct mla_mqa_request *r = &a.requests[low];
     const int end = low + 1 < a.num_requests ? a.requests[low + 1].first_block : g.works;
-    if (a.num_requests > 1)
-        r = a.requests[low];
-    a.requests = &r;
-    const int first = r.first_block, splits = r.splits, tiles = (end - first) / splits;
+    const int first = r->first_block, splits = r->splits, tiles = (end - first) / splits;
     const int t = (index - first) % tiles, split = (index - first) / tiles;
     const int block = first + t * splits + split;
-    set_work<ROWS>(a, 0, block, (int)rank, w);
+    set_work<ROWS>(a, low, block, (int)rank, w);
     if (PAIR && !a.topk &&
         MLA_MUTANT != 14) { /* both blocks walk the keys that the later rows see */
         struct work later;
-        set_work<ROWS>(a, 0, block, 1, &later);
+        set_work<ROWS>(a, low, block, 1, &later);
         w->end = later.end;
         w->count = later.count;
     }
@@ -192,22 +188,13 @@ __device__ __forceinline__ void put(u32 at, int key, int tile, int piece, uint4 
     st_shared(at + tile * TILE_BYTES + key * 128 + ((u32)(piece ^ (key & 7)) << 4), v);
 }
 
-/* A piece of rope; where a pair's copies to the other block start from a place of its own (copy,
- * else 0), there too. */
-__device__ __forceinline__ void put_rope(u32 at, u32 copy, int key, int piece, uint4 v)
-{
-    put(at, key, 8, piece, v);
-    if (copy)
-        put(copy, key & 7, 0, piece, v);
-}
-
 /* A format is: TILES of 64 columns; LANES that bring a key; SETS of 32 / LANES keys in flight; load
  * of this lane's pieces (part 0 to LANES - 1) of a record at data, its rope or footer at other; and
- * store, their way to shared memory as T. Where it has halves, both go by columns 0 to 255 (HALF 0)
- * and the others (1), else all is stored as the first and loaded as the second. */
+ * pass, which takes them to shared memory as T and loads those of another record in their place:
+ * of columns 0 to 255 at least (HALF 0), then the others (1). */
 template <int ROPE> struct plain_rows {
     static const int TILES = 8 + ROPE / 64, SETS = 0, LANES = 8;
-    static const bool packed = false, halves = false;
+    static const bool packed = false;
 
     /* cp.async, straight to its place. */
     static __device__ __forceinline__ void copy(u32 at, int key, int part, const char *data,
@@ -240,60 +227,57 @@ __device__ __forceinline__ void put_e4m3(u32 at, int key, int part, int i, uint4
  * once. */
 struct fp8_rows {
     static const int TILES = 9, SETS = 1, LANES = 4;
-    static const bool packed = true, halves = true;
+    static const bool packed = true;
     uint4 v[8], rope[2];
     float4 scales;
 
-    template <int HALF>
     __device__ __forceinline__ void load(const char *data, const char *, int part)
     {
-#pragma unroll
-        for (int i = HALF * 4; i < HALF * 4 + 4; i++)
-            v[i] = ld_global_256(data + i * 64 + part * 16);
-        if (HALF == 0)
-            return;
         scales = ld_global<float4>(data + FP8_SCALES_AT);
+#pragma unroll
+        for (int i = 0; i < 8; i++)
+            v[i] = ld_global_256(data + i * 64 + part * 16);
 #pragma unroll
         for (int i = 0; i < 2; i++)
             rope[i] = ld_global_256(data + FP8_ROPE_AT + part * 32 + i * 16);
     }
     template <class T, int HALF>
-    __device__ __forceinline__ void store(u32 at, u32 copy, int key, int part) const
+    __device__ __forceinline__ void pass(u32 at, int key, int part, const char *data, const char *)
     {
         const float of[4] = {scales.x, scales.y, scales.z, scales.w};
-#pragma unroll
-        for (int i = 0; HALF == 1 && i < 2; i++)
-            put_rope(at, copy, key, 2 * part + i, from_bf16x8<T>(rope[i]));
 #pragma unroll
         for (int i = HALF * 4; i < HALF * 4 + 4; i++) {
             put(at, key, i, 2 * part, dequant_e4m3x8<T>(make_uint2(v[i].x, v[i].y), of[i / 2]));
             put(at, key, i, 2 * part + 1, dequant_e4m3x8<T>(make_uint2(v[i].z, v[i].w), of[i / 2]));
+            v[i] = ld_global_256(data + i * 64 + part * 16);
+        }
+        if (HALF == 0)
+            return;
+        scales = ld_global<float4>(data + FP8_SCALES_AT);
+#pragma unroll
+        for (int i = 0; i < 2; i++) {
+            put(at, key, 8, 2 * part + i, from_bf16x8<T>(rope[i]));
+            rope[i] = ld_global_256(data + FP8_ROPE_AT + part * 32 + i * 16);
         }
     }
 };
 
 struct model1_rows {
     static const int TILES = 8, SETS = 2, LANES = 8;
-    static const bool packed = true, halves = false;
+    static const bool packed = true;
     uint4 v[4], rope;
     uint2 scales;
 
-    template <int HALF>
     __device__ __forceinline__ void load(const char *data, const char *other, int part)
     {
-        if (HALF == 0)
-            return;
 #pragma unroll
         for (int i = 0; i < 4; i++)
             v[i] = ld_global<uint4>(data + i * 128 + part * 16);
         rope = ld_global<uint4>(data + MODEL1_ROPE_AT + part * 16);
         scales = ld_global<uint2>(other);
     }
-    template <class T, int HALF>
-    __device__ __forceinline__ void store(u32 at, u32, int key, int part) const
+    template <class T> __device__ __forceinline__ void store(u32 at, int key, int part) const
     {
-        if (HALF == 1)
-            return;
 #pragma unroll
         for (int i = 0; i < 4; i++) {
             float x = ue8m0((i < 2 ? scales.x : scales.y) >> (16 * (i & 1) + 2 * (part & 4)) & 255);
@@ -302,28 +286,31 @@ struct model1_rows {
         }
         put(at, key, 7, part, from_bf16x8<T>(rope));
     }
+    template <class T, int HALF>
+    __device__ __forceinline__ void pass(u32 at, int key, int part, const char *data,
+                                         const char *other)
+    {
+        if (HALF == 0)
+            store<T>(at, key, part);
+        else
+            load(data, other, part);
+    }
 };
 
 struct v41_rows {
     static const int TILES = 8, SETS = 2, LANES = 8;
-    static const bool packed = true, halves = false;
+    static const bool packed = true;
     uint4 v[4], scales;
 
-    template <int HALF>
     __device__ __forceinline__ void load(const char *data, const char *other, int part)
     {
-        if (HALF == 0)
-            return;
 #pragma unroll
         for (int i = 0; i < 4; i++)
             v[i] = ld_global<uint4>(data + i * 128 + part * 16);
         scales = ld_global<uint4>(other);
     }
-    template <class T, int HALF>
-    __device__ __forceinline__ void store(u32 at, u32, int key, int part) const
+    template <class T> __device__ __forceinline__ void store(u32 at, int key, int part) const
     {
-        if (HALF == 1)
-            return;
         const u32 words[4] = {scales.x, scales.y, scales.z, scales.w};
 #pragma unroll
         for (int i = 0; i < 4; i++) {
@@ -331,20 +318,26 @@ struct v41_rows {
             put_e4m3<T>(at, key, part, i, v[i], x, x);
         }
     }
+    template <class T, int HALF>
+    __device__ __forceinline__ void pass(u32 at, int key, int part, const char *data,
+                                         const char *other)
+    {
+        if (HALF == 0)
+            store<T>(at, key, part);
+        else
+            load(data, other, part);
+    }
 };
 
 struct nvfp4_rows {
     static const int TILES = 9, SETS = 2, LANES = 8;
-    static const bool packed = true, halves = false;
+    static const bool packed = true;
     uint4 v[2];   /* 32 columns from 256 · i + 32 · part on */
     uint2 rope;   /* eight columns */
     uint4 scales; /* of the columns with this parity of part */
 
-    template <int HALF>
     __device__ __forceinline__ void load(const char *data, const char *, int part)
     {
-        if (HALF == 0)
-            return;
 #pragma unroll
         for (int i = 0; i < 2; i++)
             v[i] = ld_global<uint4>(data + i * 128 + part * 16);
@@ -352,11 +345,8 @@ struct nvfp4_rows {
         scales = ld_global<uint4>(data + NVFP4_SCALES_AT + (part & 1) * 16);
     }
     /* Block s of 16 columns has byte 8 · (s % 4) + s / 4; here s = 16 i + 2 part + half. */
-    template <class T, int HALF>
-    __device__ __forceinline__ void store(u32 at, u32 copy, int key, int part) const
+    template <class T> __device__ __forceinline__ void store(u32 at, int key, int part) const
     {
-        if (HALF == 1)
-            return;
         const u32 words[4] = {scales.x, scales.y, scales.z, scales.w};
 #pragma unroll
         for (int i = 0; i < 2; i++) {
@@ -368,7 +358,16 @@ struct nvfp4_rows {
                     dequant_e2m1x8<T>(raw[q], e4m3x2(byte).x));
             }
         }
-        put_rope(at, copy, key, part, dequant_e4m3x8<T>(rope, 1.0f));
+        put(at, key, 8, part, dequant_e4m3x8<T>(rope, 1.0f));
+    }
+    template <class T, int HALF>
+    __device__ __forceinline__ void pass(u32 at, int key, int part, const char *data,
+                                         const char *other)
+    {
+        if (HALF == 0)
+            store<T>(at, key, part);
+        else
+            load(data, other, part);
     }
 };
 
@@ -467,6 +466,12 @@ __device__ __forceinline__ void hand_on(u32 smem, u32 peer, u32 rank, u32 stage,
 {
     const u32 rope = smem + S::rope_at + stage * S::rope_bytes + threadIdx.x / 32 * 1024;
     const u32 at = S::k_at + stage * S::stage_bytes + (threadIdx.x / 32 * 16 + rank * 8) * 128;
+    if (PAIR && last == 9) {
+        __syncwarp();
+#pragma unroll
+        for (u32 i = threadIdx.x % 32 * 16; i < 1024; i += 512)
+            st_shared(rope + i, ld_shared<uint4>(smem + at + 8 * TILE_BYTES + i));
+    }
     if (MLA_MUTANT != 1)
         fence_proxy_async();
     __syncwarp();
@@ -502,70 +507,52 @@ __device__ __forceinline__ void gather_blocks(const struct mla_decode90_args &g,
     F raw[SETS ? SETS : 1];
     int pos = fetch_position(a, w, note, s.boxes, s.last), page = fetch_page(a, w, pos);
     int ahead = fetch_position(a, w, note, s.boxes + 1, s.last);
-    if (queries && q_load == 0)
-        load_queries<F>(g, w, smem, 0);
     struct places now = find_places<F>(a, w, pos, page), next;
     if constexpr (SETS > 0) {
 #pragma unroll
         for (int i = 0; i < SETS; i++) {
             const struct places from = share_places(now, mine + i * EACH);
-            raw[i].template load<0>(from.data, from.other, part);
-            raw[i].template load<1>(from.data, from.other, part);
+            raw[i].load(from.data, from.other, part);
         }
     }
     pos = ahead;
     page = fetch_page(a, w, pos);
     ahead = fetch_position(a, w, note, s.boxes + 2, s.last);
-    if (queries && q_load > 0) /* behind the first keys: they wait for the work before to end */
+    if (queries) /* behind the first keys: they wait for the work before to end */
         load_queries<F>(g, w, smem, q_load & 1);
 #pragma unroll 1
     for (int step = s.boxes; step < s.last; step++) {
-        const u32 left = smem + S::left_free + k->stage * 8;
-        const u32 right = smem + S::right_free + k->stage * 8;
-        if (MLA_MUTANT != 7)
-            mbarrier_wait(left, k->phase ^ 1);
-        if (MLA_MUTANT != 7 && !F::halves)
-            mbarrier_wait(right, k->phase ^ 1);
+        next = find_places<F>(a, w, pos, page); /* asked for a block ago */
+        pos = ahead;
+        page = fetch_page(a, w, pos);
+        ahead = fetch_position(a, w, note, step + 3, s.last);
+        if (MLA_MUTANT != 7) {
+            mbarrier_wait(smem + S::left_free + k->stage * 8, k->phase ^ 1);
+            mbarrier_wait(smem + S::right_free + k->stage * 8, k->phase ^ 1);
+        }
         const u32 at = smem + S::k_at + k->stage * S::stage_bytes;
-        const u32 copy = PAIR ? smem + S::rope_at + k->stage * S::rope_bytes + warp * 1024 : 0;
         if (lane == 0)
             st_shared(smem + S::valid_at + k->stage * 8 + warp * 2, (u16)now.seen);
 #pragma unroll(SETS == 1 ? 1 : GROUPS)
         for (int group = 0; group < GROUPS; group++) {
             const int key = mine + group * EACH;
-            const bool end = group == GROUPS - 1;
-            F *set = &raw[SETS < 2 ? 0 : group % SETS];
             if constexpr (SETS > 0) {
-                if (now.seen != 0xFFFF) {
-                    if (!(now.seen >> key & 1))
-                        *set = F();
-                    opaque((u32)0); /* a branch, not a choice for each register */
-                }
-                set->template store<T, 0>(at, copy, warp * 16 + key, part);
-                if (end)
-                    hand_on<F, PAIR>(smem, peer, rank, k->stage, S::k_full, 0, 4);
-            } else {
-                const struct places from = share_places(now, key);
-                F::copy(at, warp * 16 + key, part, from.data, from.other, from.seen);
-            }
-            if (group == (SETS ? 0 : GROUPS - 1)) { /* what was asked for a block ago is here */
-                next = find_places<F>(a, w, pos, page);
-                pos = ahead;
-                page = fetch_page(a, w, pos);
-                ahead = fetch_position(a, w, note, step + 3, s.last);
-            }
-            if constexpr (SETS > 0) {
+                F *set = &raw[SETS == 1 ? 0 : group % SETS];
+                if (now.seen != 0xFFFF && !(now.seen >> key & 1))
+                    *set = F();
                 const int later = mine + (group + SETS) % GROUPS * EACH;
                 const struct places of_now = share_places(now, later),
                                     of_next = share_places(next, later);
                 const bool after = group + SETS >= GROUPS;
-                const char *data = after ? of_next.data : of_now.data;
-                const char *other = after ? of_next.other : of_now.other;
-                set->template load<0>(data, other, part);
-                if (MLA_MUTANT != 7 && F::halves && group == 0)
-                    mbarrier_wait(right, k->phase ^ 1);
-                set->template store<T, 1>(at, copy, warp * 16 + key, part);
-                set->template load<1>(data, other, part);
+                const struct places from = {after ? of_next.data : of_now.data,
+                                            after ? of_next.other : of_now.other, 0};
+                set->template pass<T, 0>(at, warp * 16 + key, part, from.data, from.other);
+                if (group == GROUPS - 1)
+                    hand_on<F, PAIR>(smem, peer, rank, k->stage, S::k_full, 0, 4);
+                set->template pass<T, 1>(at, warp * 16 + key, part, from.data, from.other);
+            } else {
+                const struct places from = share_places(now, key);
+                F::copy(at, warp * 16 + key, part, from.data, from.other, from.seen);
             }
         }
         now = next;
