@@ -34,8 +34,8 @@
  *   named 1            256     1, 2: sums are exchanged
  *   named 2, 3         128     warps of 1, of 2: scores are done, P may be written
  *
- * A warpgroup's turn, j its block: O += P(j-1)·V(j-1) of the other's block, behind it S(j), softmax,
- * then O += P(j)·V(j), P from registers. The other warpgroup is half a turn off:
+ * A warpgroup's turn, j its block: O += P(j-1)·V(j-1) of the other's block, behind it S(j),
+ * softmax, then O += P(j)·V(j), P from registers. The other warpgroup is half a turn off:
  *
  *   1   PV(1) S(2) | softmax 2 | PV(2) | PV(3) S(4) | softmax 4 | ...
  *   2   ... softmax 1 | PV(1) | PV(2) S(3) | softmax 3 | PV(3) | PV(4) S(5) | ...

@@ -223,8 +223,8 @@ __device__ __forceinline__ void put_e4m3(u32 at, int key, int part, int i, uint4
     put(at, key, tile, piece + !swap, dequant_e4m3x8<T>(two, swap ? low : high));
 }
 
-/* Four lanes a key, each with 16 bytes of every tile of 64 columns: two keys' stores write all banks
- * once. */
+/* Four lanes a key, each with 16 bytes of every tile of 64 columns: two keys' stores write all
+ * banks once. */
 struct fp8_rows {
     static const int TILES = 9, SETS = 1, LANES = 4;
     static const bool packed = true;
@@ -458,7 +458,7 @@ __device__ __forceinline__ void load_queries(const struct mla_decode90_args &g,
     release(smem + S::q_full);
 }
 
-/* This warp's keys of a block are there, as far as columns of tiles [first, last): for its own block
+/* This warp's keys of a block are there, in the columns of tiles [first, last): for its own block
  * and, in a pair, for the other. Those the other block brings are waited for too. */
 template <class F, bool PAIR>
 __device__ __forceinline__ void hand_on(u32 smem, u32 peer, u32 rank, u32 stage, u32 full,
