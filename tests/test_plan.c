@@ -225,8 +225,11 @@ static void test_plan_misuse(void **state)
     assert_refused(mla_plan_create(context, &p, &o, &plan), MLA_ERR_ARGUMENT, "route: got 5");
     o = (mla_plan_options){.precision = (mla_precision)2};
     assert_refused(mla_plan_create(context, &p, &o, &plan), MLA_ERR_ARGUMENT, "precision: got 2");
-    o = (mla_plan_options){.num_splits = -1};
-    assert_refused(mla_plan_create(context, &p, &o, &plan), MLA_ERR_ARGUMENT, "num_splits: got -1");
+    o = (mla_plan_options){.num_splits = -2};
+    assert_refused(mla_plan_create(context, &p, &o, &plan), MLA_ERR_ARGUMENT, "num_splits: got -2");
+    o = (mla_plan_options){.num_splits = MLA_SPLITS_FILL};
+    assert_ok(mla_plan_create(context, &p, &o, &plan));
+    mla_plan_destroy(plan);
     for (int64_t n = 1;; n++) {
         mla_alloc_fail_at(n);
         mla_status status = mla_plan_create(context, &p, NULL, &plan);

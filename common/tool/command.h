@@ -62,7 +62,7 @@ void mla_warnings_show(const struct command *command);
 /* Backend, route and precision words; on a bad one leaves a sentence and returns false. backend may
  * be "auto": the first of cuda and cpu that opens. */
 struct compute {
-    const char *backend, *route, *precision, *kernel, *schedule;
+    const char *backend, *route, *precision, *kernel, *schedule, *splits;
     int64_t threads;
     /* resolved: */
     mla_context *context;
@@ -70,6 +70,7 @@ struct compute {
     mla_backend chosen;
     mla_route forced;
     mla_precision precision_value;
+    int64_t num_splits;
 };
 /* Option rows for struct compute c. */
 #define COMPUTE_OPTIONS(c)                                                                         \
@@ -79,6 +80,12 @@ struct compute {
         {"precision", 0, OPTION_TEXT, &(c).precision, "P", "fp32 (default) or fp64, of cpu"},      \
         {"kernel", 0, OPTION_TEXT, &(c).kernel, "NAME", "one kernel row of mla info"},             \
         {"schedule", 0, OPTION_TEXT, &(c).schedule, "S", "eager, late or random:SEED, of model"},  \
+        {"splits",                                                                                 \
+         0,                                                                                        \
+         OPTION_TEXT,                                                                              \
+         &(c).splits,                                                                              \
+         "N",                                                                                      \
+         "key splits of decode: auto (default), a number, or fill: as many as fill the GPU"},      \
     {                                                                                              \
         "threads", 0, OPTION_COUNT, &(c).threads, "N", "CPU threads (default: all)"                \
     }

@@ -21,6 +21,16 @@ double mla_seconds(void)
 }
 
 /* "eager", "late" or "random:SEED". */
+static bool read_splits(const char *text, int64_t *splits)
+{
+    char *end;
+    *splits = strcmp(text, "fill") == 0 ? MLA_SPLITS_FILL : 0;
+    if (*splits || strcmp(text, "auto") == 0)
+        return true;
+    *splits = strtol(text, &end, 10);
+    return end != text && *end == '\0' && *splits > 0 && *splits <= 65536;
+}
+
 static bool is_schedule(const char *text)
 {
     if (strcmp(text, "eager") == 0 || strcmp(text, "late") == 0)
@@ -51,6 +61,9 @@ int mla_compute_words(const struct command *command, struct compute *c)
         return mla_usage(command, "--precision: got '%.80s', want fp32 or fp64", c->precision);
     if (c->threads > 4096)
         return mla_usage(command, "--threads: got %lld, want 0 to 4096", (long long)c->threads);
+    if (c->splits && !read_splits(c->splits, &c->num_splits))
+        return mla_usage(command, "--splits: got '%.80s', want auto, fill or a number up to 65536",
+                         c->splits);
     if (c->schedule && !is_schedule(c->schedule))
         return mla_usage(command, "--schedule: got '%.80s', want eager, late or random:SEED",
                          c->schedule);
@@ -158,6 +171,7 @@ mla_status mla_run_plan_routes(const struct compute *c, struct mla_case *k, cons
                                 .routes = routes,
                                 .kernel = c->kernel,
                                 .precision = c->precision_value,
+                                .num_splits = c->num_splits,
                                 .complete = k->complete};
     return mla_plan_create(c->context, p, &options, &out->plan);
 }

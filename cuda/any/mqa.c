@@ -73,15 +73,65 @@ bool mla_mqa_supports(const struct mla_job *job, char *why, size_t bytes)
 
 /* ----------------------------------------------------------------- prepare */
 
+static mla_status count_sms(int device, int *sms)
+{
+    MLA_CUDA(cudaDeviceGetAttribute(sms, cudaDevAttrMultiProcessorCount, device));
+    return MLA_OK;
+}
+
+/* Key splits that fill the device with these requests: works of `length` keys. A round of works
+ * takes as long as its keys and some more to begin and end, the merge once that and more. */
+static int64_t length_that_fills(const struct mla_job *job, const struct mla_mqa_engine *engine,
+                                 int64_t sms)
+{
+    const int64_t begin = 128, merge = 256; /* in keys */
+    int64_t best = INT64_MAX, least = INT64_MAX;
+    struct mla_job one = *job;
+    one.wanted_splits = 1;
+    for (int64_t length = 64; length <= INT32_MAX; length += (length / 8 + 63) / 64 * 64) {
+        int64_t works = 0;
+        bool split = false;
+        for (int64_t i = 0; i < job->num_requests; i++) {
+            const struct mla_request *r = &job->requests[i];
+            const struct mla_mqa_cut c = engine->cut(&one, r);
+            const int64_t keys = mla_mqa_keys(job, r), parts = (keys + length - 1) / length;
+            const int64_t blocks = engine->tile(job->problem, c.tile).cluster;
+            works += c.tiles * (parts < 1 ? 1 : parts) * (blocks < 1 ? 1 : blocks);
+            split = split || (c.tiles && parts > 1);
+        }
+        const int64_t rounds = (works + sms - 1) / sms;
+        const int64_t cost = rounds * (length + begin) + (split ? merge : 0);
+        if (cost < least) {
+            least = cost;
+            best = length;
+        }
+        if (!split)
+            break;
+    }
+    return best;
+}
+
+/* How the engine cuts a request; fill: keys of a split, 0 = as the engine or the caller says. */
+static struct mla_mqa_cut cut_of(const struct mla_job *job, const struct mla_mqa_engine *engine,
+                                 const struct mla_request *r, int64_t fill)
+{
+    struct mla_job one = *job;
+    if (fill) {
+        const int64_t keys = mla_mqa_keys(job, r);
+        one.wanted_splits = keys <= fill ? 1 : (keys + fill - 1) / fill;
+    }
+    return engine->cut(&one, r);
+}
+
 /* Appends the requests of one tile to the table. */
-static mla_status add_launch(const struct mla_job *job, int tile, struct mla_mqa_plan *plan,
-                             struct mla_mqa_request *table, int *used)
+static mla_status add_launch(const struct mla_job *job, int tile, int64_t fill,
+                             struct mla_mqa_plan *plan, struct mla_mqa_request *table, int *used)
 {
     const mla_problem *p = job->problem;
     struct mla_mqa_launch l = {.first = *used, .tile = tile};
     for (int64_t i = 0; i < job->num_requests; i++) {
         const struct mla_request *r = &job->requests[i];
-        struct mla_mqa_cut cut = plan->engine->cut(job, r);
+        struct mla_mqa_cut cut = cut_of(job, plan->engine, r, fill);
         if (cut.tiles == 0 || cut.tile != tile)
             continue;
         int64_t all = r->query_len * p->heads_q;
@@ -152,8 +202,19 @@ mla_status mla_mqa_prepare(const struct mla_job *job, struct mla_mqa_plan **out)
     plan->engine = engine_of(job);
     plan->most_splits = 1;
     plan->device = job->context->device;
+    int64_t fill = 0;
+    if (job->wanted_splits == MLA_SPLITS_FILL && plan->engine->fills) {
+        int sms = 0;
+        status = mla_cuda_enter(job->context, &before);
+        if (status == MLA_OK) {
+            status = count_sms(plan->device, &sms);
+            mla_cuda_leave(job->context, before);
+        }
+        if (status == MLA_OK)
+            fill = length_that_fills(job, plan->engine, sms);
+    }
     for (int tile = 0; status == MLA_OK && tile < plan->engine->num_tiles; tile++)
-        status = add_launch(job, tile, plan, table, &used);
+        status = add_launch(job, tile, fill, plan, table, &used);
     if (status == MLA_OK)
         status = mla_cuda_enter(job->context, &before);
     if (status == MLA_OK) {
@@ -457,7 +518,7 @@ static int64_t splits_of(const struct mla_job *job, int tile, int64_t row_tiles,
 {
     int64_t steps = (keys + MLA_MQA_KEYS - 1) / MLA_MQA_KEYS;
     int64_t splits = job->wanted_splits;
-    if (splits == 0) {
+    if (splits <= 0) {
         int64_t room = ENOUGH_TILES / row_tiles, least = least_keys[tile];
         if (mla_mqa_uses_lists(
                 job)) /* short, and half the latency is worth a few percent of throughput */
@@ -497,6 +558,7 @@ static const struct mla_mqa_engine any_engine = {
     .name = "mqa_any",
     .num_tiles = TILES,
     .most_shared = MLA_ANY_SHARED_BYTES,
+    .fills = true,
     .supports = any_supports,
     .cut = mla_mqa_any_cut,
     .tile = mla_mqa_any_tile,

@@ -42,6 +42,7 @@ struct mla_mqa_engine {
     const char *name;   /* for sentences */
     int num_tiles;      /* at most MLA_MQA_TILES */
     size_t most_shared; /* bytes of shared memory of a block; 0 = what the device has */
+    bool fills;         /* does MLA_SPLITS_FILL say more than 0? */
     /* Beyond what mla_mqa_supports has checked for all: the device, the cache, lists. If not,
      * writes why as a clause. */
     bool (*supports)(const struct mla_job *job, char *why, size_t bytes);
@@ -86,13 +87,18 @@ static inline bool mla_mqa_uses_lists(const struct mla_job *job)
 {
     return job->problem->topk > 0 && !job->ignore_lists;
 }
-/* Splits of a request's keys: those wanted, or (0) as many as `room` tiles at a time leave free, none
+/* Keys of a request, listed or all. */
+static inline int64_t mla_mqa_keys(const struct mla_job *job, const struct mla_request *r)
+{
+    return mla_mqa_uses_lists(job) ? job->problem->topk : r->seq_len_kv;
+}
+/* Splits of a request's keys: those wanted, or (none wanted) as many as `room` tiles at a time leave free, none
  * of fewer than `least` keys, at most 64; never more than it has steps, nor fewer than 1. */
 static inline int64_t mla_mqa_choose_splits(int64_t wanted, int64_t room, int64_t keys,
                                             int64_t least, int64_t steps)
 {
     int64_t most = keys / least, splits = wanted;
-    if (splits == 0) {
+    if (splits <= 0) {
         splits = most < room ? most : room;
         splits = splits < 64 ? splits : 64;
     }

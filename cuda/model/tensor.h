@@ -42,6 +42,7 @@ void model_tma_gather4(u32 dst, const struct mla_tensor_map *map, u32 bar, int c
 void model_tma_store(const struct mla_tensor_map *map, u32 src, int rank, const int *c,
                      struct model_at at);
 void model_bulk_load(u32 dst, const void *gmem, u32 bytes, u32 bar, struct model_at at);
+void model_bulk_copy_cluster(u32 dst, u32 src, u32 bytes, u32 bar, struct model_at at);
 void model_bulk_store(void *gmem, u32 src, u32 bytes, struct model_at at);
 void model_bulk_commit(struct model_at at);
 void model_bulk_wait(int pending, bool read, struct model_at at);

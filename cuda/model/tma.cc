@@ -375,6 +375,32 @@ void model_bulk_load(u32 dst, const void *gmem, u32 bytes, u32 bar, struct model
     model_op_issue(op);
 }
 
+static void bulk_across(struct model_op *op)
+{
+    struct bulk_work *w = (struct bulk_work *)op->data;
+    memcpy(w->place.block->shared.data + w->place.offset, w->global, w->bytes);
+    model_mbarrier_do_complete_tx(w->bar, w->bytes, op->name, op->at);
+}
+
+void model_bulk_copy_cluster(u32 dst, u32 src, u32 bytes, u32 bar, struct model_at at)
+{
+    const char *what = "cp.async.bulk (shared memory of the cluster)";
+    if (model_tracing)
+        model_trace(TRACE_COPY_IN, at)->bytes += bytes;
+    const struct model_place from = model_place_of(src, bytes, 16, what, at);
+    if (from.block != model_self->block)
+        model_fail(at, "%s: source: got 0x%x, want the CTA's own shared memory", what, src);
+    unsigned char *data = from.block->shared.data + from.offset;
+    struct model_op *op = bulk(bulk_across, what, dst, data, bytes, at);
+    struct bulk_work *w = (struct bulk_work *)op->data;
+    w->bar = bar;
+    model_tally(COUNT_COPIED_IN, bytes);
+    check_barrier(&w->place, bar, false, what, at);
+    model_op_reads(op, &from.block->shared, from.offset, bytes);
+    model_op_writes(op, &w->place.block->shared, w->place.offset, bytes);
+    model_op_issue(op);
+}
+
 void model_bulk_store(void *gmem, u32 src, u32 bytes, struct model_at at)
 {
     const char *what = "cp.async.bulk (store)";

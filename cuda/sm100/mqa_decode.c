@@ -107,6 +107,7 @@ static mla_status launch(const struct mla_job *job, const struct mla_mqa_tile *t
 static const struct mla_mqa_engine engine = {
     .name = "mqa_decode_sm100",
     .num_tiles = TILES,
+    .fills = true,
     .supports = supports,
     .cut = cut,
     .tile = tile,

@@ -60,21 +60,27 @@ static struct mla_mqa_cut cut(const struct mla_job *job, const struct mla_reques
     const int64_t rows = MLA_DECODE90_ROWS;
     bool lists = mla_mqa_uses_lists(job);
     int64_t all = r->query_len * p->heads_q, keys = lists ? p->topk : r->seq_len_kv;
-    struct mla_mqa_cut c = {.tile = 0};
-    c.tiles = lists ? r->query_len * ((p->heads_q + rows - 1) / rows) : (all + rows - 1) / rows;
+    int64_t together = (rows_together(job, r) + rows - 1) / rows; /* tiles that share keys */
+    struct mla_mqa_cut c = {.tiles = lists ? r->query_len * together : together};
     if (c.tiles == 0)
         return c;
     int64_t steps = (keys + MLA_DECODE90_KEYS - 1) / MLA_DECODE90_KEYS;
     int64_t least = lists ? least_of_list : all <= rows / 2 ? least_of_few_rows : least_keys;
-    c.splits = mla_mqa_choose_splits(job->wanted_splits, SMS / c.tiles, keys, least, steps);
+    const int64_t room = SMS / c.tiles;
+    /* Pairs: each block widens half of the keys. */
+    if (mla_cache_is_packed(p->cache_format) && !p->has_mask &&
+        (together % 2 == 0 || together > 4)) {
+        c.tile = 1;
+        c.tiles = c.tiles / together * ((together + 1) / 2);
+    }
+    c.splits = mla_mqa_choose_splits(job->wanted_splits, room, keys, least, steps);
     return c;
 }
 
 static struct mla_mqa_tile tile(const mla_problem *p, int index)
 {
     int rope = (int)p->qk_rope_dim;
-    (void)index;
-    return p->q_dtype == MLA_BF16 ? mla_decode90_tile_bf16((int)p->cache_format, rope)
+    return p->q_dtype == MLA_BF16 ? mla_decode90_tile_bf16((int)p->cache_format, rope, index == 1)
                                   : mla_decode90_tile_f16(rope);
 }
 
@@ -101,9 +107,10 @@ static mla_status launch_unaligned(const mla_problem *p, const struct mla_mqa_ar
     struct mla_mqa_tile any = p->q_dtype == MLA_BF16 ? mla_mqa_tile_bf16(rows, rope, packed)
                                                      : mla_mqa_tile_f16(rows, rope, packed);
     struct mla_mqa_args a = *args;
+    a.tile_parts = launch->tile + 1;
     MLA_CUDA(cudaFuncSetAttribute(any.function, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                   (int)any.shared_bytes));
-    return mla_mqa_launch_grid(&any, &a, launch->blocks, stream);
+    return mla_mqa_launch_grid(&any, &a, launch->blocks * a.tile_parts, stream);
 }
 
 static mla_status launch(const struct mla_job *job, const struct mla_mqa_tile *tile,
@@ -123,6 +130,7 @@ static mla_status launch(const struct mla_job *job, const struct mla_mqa_tile *t
                            16 ==
                        0,
     };
+    g.a.tile_parts = tile->cluster;
     mla_status status = mla_mqa_cache_maps(p, args, MLA_DECODE90_KEYS, LEAST_BOX_ROWS, &g.latent,
                                            &g.rope, &g.box_rows);
     if (status == MLA_OK)
@@ -130,12 +138,14 @@ static mla_status launch(const struct mla_job *job, const struct mla_mqa_tile *t
     if (status != MLA_OK)
         return status;
     MLA_CUDA(cudaDeviceGetAttribute(&sms, cudaDevAttrMultiProcessorCount, job->context->device));
-    return mla_mqa_launch_grid(tile, &g, launch->blocks < sms ? launch->blocks : sms, stream);
+    const int64_t room = sms / tile->cluster; /* persistent */
+    return mla_mqa_launch_grid(tile, &g, launch->blocks < room ? launch->blocks : room, stream);
 }
 
 static const struct mla_mqa_engine engine = {
     .name = "mqa_decode_sm90",
-    .num_tiles = 1,
+    .num_tiles = 2,
+    .fills = true,
     .supports = supports,
     .cut = cut,
     .tile = tile,

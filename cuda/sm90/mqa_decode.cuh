@@ -4,7 +4,8 @@
  * query token and head of a request (dense), or heads of one token (lists).
  *
  * Persistent blocks, one an SM, of three warpgroups; a work is a tile and a split of its keys.
- * Keys come in blocks of 64.
+ * Keys come in blocks of 64. Pair: where two tiles share packed records, a cluster of two blocks
+ * takes both. Each widens half of the keys and copies them to the other block.
  *
  *   warpgroup  registers  duty
  *   0          120        finds works, brings queries and keys (mqa_decode_keys.cuh)
@@ -16,6 +17,7 @@
  *   K       two stages of 64 keys x 576, the same tiles                 147456
  *           the rope tile of a stage holds P once its scores are done
  *   largest scores and factors of a stage's rows, sums, valid keys, notes, barriers: 3 KB
+ *   pair: rope of a stage's 32 keys on its way to the other block, 2 x 4 KB
  *
  *   barrier            count   arrives                             waits
  *   work_full[2]       1       producer                            1, 2
@@ -27,23 +29,27 @@
  *   k_right[stage]     4 + tx  the same: all the others            the owner, in its scores
  *   left_free[stage]   4       warps of 1: columns 0-255 are read  producer
  *   right_free[stage]  8       warps of 1, 2: all is read          producer
+ *                              (pair: twice as many, those of both blocks)
  *   p_full[stage]      4       warps of 1 or 2, the owner          the other
  *   named 1            256     1, 2: sums are exchanged
  *   named 2, 3         128     warps of 1, of 2: scores are done, P may be written
  *
- * A warpgroup's turn, j its block: S(j) is issued, behind it O += P(j-1)·V(j-1) of the other's
- * block; the softmax of j runs beside the latter; then O += P(j)·V(j), P from registers. The other
- * warpgroup is half a turn off:
+ * A warpgroup's turn, j its block: O += P(j-1)·V(j-1) of the other's block, behind it S(j),
+ * softmax, then O += P(j)·V(j), P from registers. The other warpgroup is half a turn off:
  *
- *   1   S(2) PV(1) | softmax 2 | PV(2) | S(4) PV(3) | softmax 4 | ...
- *   2   ... | PV(1) | S(3) PV(2) | softmax 3 | PV(3) | S(5) PV(4) | ...
+ *   1   PV(1) S(2) | softmax 2 | PV(2) | PV(3) S(4) | softmax 4 | ...
+ *   2   ... softmax 1 | PV(1) | PV(2) S(3) | softmax 3 | PV(3) | PV(4) S(5) | ...
+ *
+ * Values come before scores: with two stages the next keys wait for the stage that they leave, and
+ * the scores for the keys.
  *
  * The running maximum is one chain: block j starts from the maximum of j-1, so that both halves of
  * the output are rescaled alike.
  *
  * Clocks of 64 keys x 64 rows: 8.9 MFLOP take 2176 at 4096 a clock; shared memory 296 KB (Q and K
- * of 36 steps 144, P and V 72, writes 80) 2368 at 128 bytes. 16 rows cost as much as 64; a bf16
- * cache read at 3 TB/s brings 64 keys to each of 132 SMs in 5700 clocks.
+ * of 36 steps 144, P and V 72, writes 80) 2368 at 128 bytes. Widening fp8: a warp a scheduler takes
+ * 650 instructions for eight keys, twice for 64 keys, in a pair once. 16 rows cost as much as 64; a
+ * bf16 cache read at 3 TB/s brings 64 keys to each of 132 SMs in 5700 clocks.
  *
  * A key that no row of the tile sees is zero in shared memory and its score -inf: what an invisible
  * slot holds reaches nothing. P is rounded to the input type unnormalised, its sum is of fp32
@@ -230,13 +236,18 @@ __device__ __forceinline__ void issue_own_values(float (&o)[128], u32 (&p)[KEYS 
 }
 
 /* A stage has been read, by this warp. */
-__device__ __forceinline__ void release_stage(u32 smem, u32 stage, int wg)
+template <bool PAIR>
+__device__ __forceinline__ void release_stage(u32 smem, u32 peer, u32 stage, int wg)
 {
     __syncwarp();
     if (elect_one()) {
         if (wg == 0)
             mbarrier_arrive(smem + S::left_free + stage * 8);
         mbarrier_arrive(smem + S::right_free + stage * 8);
+        if (PAIR && wg == 0)
+            mbarrier_arrive_cluster_read(peer + S::left_free + stage * 8);
+        if (PAIR)
+            mbarrier_arrive_cluster_read(peer + S::right_free + stage * 8);
     }
     __syncwarp();
 }
@@ -304,40 +315,46 @@ __device__ __forceinline__ void store_columns(const struct mla_decode90_args &g,
 {
     const struct mla_mqa_args &a = g.a;
     const int t = threadIdx.x & 3;
+    const bool floats = split || (a.out_dtype == MLA_F32 && g.wide_stores);
 #pragma unroll
     for (int half = 0; half < 2; half++) {
         const float factor = factors[half];
         const bool there = to[half] >= 0;
+        const int64_t column = to[half] + wg * 256;
+        /* Of o, the pair of column 8 i + 2 t; without weight zero, whatever o holds. */
+        const auto pair = [&](int i) {
+            const float *x = &o[i * 4 + half * 2];
+            return make_float2(factor == 0 ? 0 : x[0] * factor, factor == 0 ? 0 : x[1] * factor);
+        };
         if (!__any_sync(~0u, there))
             continue;
+        if (floats) {
+            float *out = (split ? a.part_out : (float *)a.out) + column + t * 2;
 #pragma unroll
-        for (int j = 0; j < 8; j++) {
-            float x[4][2];
+            for (int i = 0; i < 32; i++)
+                if (there)
+                    *(float2 *)(out + i * 8) = pair(i);
+        } else if (g.wide_stores) {
+            const bool is_bf16 = a.out_dtype == MLA_BF16;
 #pragma unroll
-            for (int i = 0; i < 4; i++)
-#pragma unroll
-                for (int e = 0; e < 2; e++) /* without weight zero, whatever o holds */
-                    x[i][e] = factor == 0 ? 0 : o[(j * 4 + i) * 4 + half * 2 + e] * factor;
-            const int64_t column = to[half] + wg * 256 + j * 32;
-            if (split || a.out_dtype == MLA_F32 || !g.wide_stores) {
+            for (int j = 0; j < 8; j++) {
+                u32 two[4];
 #pragma unroll
                 for (int i = 0; i < 4; i++) {
-                    const int64_t at = column + i * 8 + t * 2;
-                    if (there && split)
-                        *(float2 *)(a.part_out + at) = make_float2(x[i][0], x[i][1]);
-                    else if (there)
-                        store_pair(a.out_dtype, a.out, at, x[i][0], x[i][1]);
+                    const float2 x = pair(j * 4 + i);
+                    two[i] = is_bf16 ? cvt_rn_bf16x2_f32(x.x, x.y) : cvt_rn_f16x2_f32(x.x, x.y);
                 }
-                continue;
+                const uint4 piece = transpose_quad(two[0], two[1], two[2], two[3]);
+                if (there)
+                    *(uint4 *)(a.out + (column + j * 32 + t * 8) * 2) = piece;
             }
-            u32 two[4];
+        } else {
 #pragma unroll
-            for (int i = 0; i < 4; i++)
-                two[i] = a.out_dtype == MLA_BF16 ? cvt_rn_bf16x2_f32(x[i][0], x[i][1])
-                                                 : cvt_rn_f16x2_f32(x[i][0], x[i][1]);
-            uint4 piece = transpose_quad(two[0], two[1], two[2], two[3]);
-            if (there)
-                *(uint4 *)(a.out + (column + t * 8) * 2) = piece;
+            for (int i = 0; i < 32; i++) {
+                const float2 x = pair(i);
+                if (there)
+                    store_pair(a.out_dtype, a.out, column + i * 8 + t * 2, x.x, x.y);
+            }
         }
     }
 }
@@ -360,8 +377,9 @@ __device__ __forceinline__ void begin_rows(const struct mla_mqa_args &a,
     }
 }
 
-template <class T, class F>
-__device__ __forceinline__ void attend_works(const struct mla_decode90_args &g, u32 smem, int wg)
+template <class T, class F, bool PAIR>
+__device__ __forceinline__ void attend_works(const struct mla_decode90_args &g, u32 smem, u32 peer,
+                                             int wg)
 {
     const struct mla_mqa_args &a = g.a;
     /* This lane's rows: row and row + 8. */
@@ -395,31 +413,30 @@ __device__ __forceinline__ void attend_works(const struct mla_decode90_args &g, 
             struct ring<2> mine = now;
             if (j > 0)
                 mine.next();
+            if (j > 0) { /* the other's block first: its stage is wanted */
+                read_block(smem, now, row, &r);
+                rescale(o, r.factor);
+                issue_other_values<T>(o, smem, now.stage, wg);
+            }
             mbarrier_wait(smem + S::k_full + mine.stage * 8, mine.phase);
             if (j + 2 >= steps && MLA_MUTANT == 6)
                 release(smem + S::q_free);
             issue_block_scores<T, F>(s, smem, mine.stage, mine.phase);
-            if (j > 0) { /* the other's block */
-                read_block(smem, now, row, &r);
-                rescale(o, r.factor);
-                issue_other_values<T>(o, smem, now.stage, wg);
+            if (j > 0) {
                 wgmma_wait<1>();
-            } else {
-                wgmma_wait<0>();
+                wgmma_bind(o);
+                release_stage<PAIR>(smem, peer, now.stage, wg);
             }
+            wgmma_wait<0>();
             wgmma_bind(s);
             if (j + 2 >= steps && MLA_MUTANT != 6)
                 release(smem + S::q_free);
             weigh_block<T>(a, note, s, p, smem, mine.stage, j, wg, row, &r);
-            wgmma_wait<0>();
-            wgmma_bind(o);
-            if (j > 0)
-                release_stage(smem, now.stage, wg);
             rescale(o, r.factor);
             issue_own_values<T>(o, p, smem, mine.stage, wg);
             wgmma_wait<0>();
             wgmma_bind(o);
-            release_stage(smem, mine.stage, wg);
+            release_stage<PAIR>(smem, peer, mine.stage, wg);
             now = mine;
             now.next();
         }
@@ -432,7 +449,7 @@ __device__ __forceinline__ void attend_works(const struct mla_decode90_args &g, 
             issue_other_values<T>(o, smem, now.stage, wg);
             wgmma_wait<0>();
             wgmma_bind(o);
-            release_stage(smem, now.stage, wg);
+            release_stage<PAIR>(smem, peer, now.stage, wg);
             now.next();
         }
         const struct decode_note n = read_note(note);
@@ -446,42 +463,53 @@ __device__ __forceinline__ void attend_works(const struct mla_decode90_args &g, 
 
 /* ------------------------------------------------------------------- kernel */
 
-template <class T, class F>
+template <class T, class F, bool PAIR>
 __global__ void __launch_bounds__(DECODE_THREADS, 1)
     decode90_kernel(const __grid_constant__ struct mla_decode90_args g)
 {
     const u32 smem = dynamic_smem();
-    const u32 warp = warp_index();
+    const u32 warp = warp_index(), rank = PAIR ? cluster_ctarank() : 0;
+    const u32 peer = PAIR ? mapa(smem, rank ^ 1) : 0, both = PAIR ? 2 : 1;
     if (warp == 0 && elect_one()) {
         for (int i = 0; i < 2; i++) {
             mbarrier_init(smem + S::work_full + i * 8, 1);
             mbarrier_init(smem + S::work_free + i * 8, 8);
             mbarrier_init(smem + S::k_full + i * 8, PRODUCERS);
-            mbarrier_init(smem + S::left_free + i * 8, 4);
+            mbarrier_init(smem + S::left_free + i * 8, 4 * both);
             mbarrier_init(smem + S::k_right + i * 8, PRODUCERS);
-            mbarrier_init(smem + S::right_free + i * 8, 8);
+            mbarrier_init(smem + S::right_free + i * 8, 8 * both);
             mbarrier_init(smem + S::p_full + i * 8, 4);
         }
         mbarrier_init(smem + S::q_full, PRODUCERS);
         mbarrier_init(smem + S::q_free, 8);
         fence_mbarrier_init();
     }
-    __syncthreads();
+    if (PAIR)
+        cluster_sync();
+    else
+        __syncthreads();
     griddep_launch_dependents(); /* combine waits for the end of this grid all the same */
     if (warp < PRODUCERS) {
         setmaxnreg_dec<PRODUCER_REGISTERS>();
         MLA_ROLE("keys");
-        produce<T, F>(g, smem);
+        produce<T, F, PAIR>(g, smem, peer, rank);
     } else {
         setmaxnreg_inc<MATH_REGISTERS>();
         MLA_ROLE("softmax");
-        attend_works<T, F>(g, smem, (int)(warp - PRODUCERS) / 4);
+        attend_works<T, F, PAIR>(g, smem, peer, (int)(warp - PRODUCERS) / 4);
     }
+    if (PAIR)
+        cluster_sync(); /* the other block still writes to this one's barriers */
 }
 
-template <class T, class F> static struct mla_mqa_tile decode_tile()
+/* pair, of packed records: two blocks that share keys. */
+template <class T, class F> static struct mla_mqa_tile decode_tile(bool pair)
 {
-    return {mla_kernel_address(decode90_kernel<T, F>), S::shared_bytes, DECODE_THREADS, 1};
+    if constexpr (F::packed)
+        if (pair)
+            return {mla_kernel_address((decode90_kernel<T, F, true>)), S::pair_bytes,
+                    DECODE_THREADS, 2};
+    return {mla_kernel_address((decode90_kernel<T, F, false>)), S::shared_bytes, DECODE_THREADS, 1};
 }
 
 #endif

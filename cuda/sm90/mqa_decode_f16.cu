@@ -4,5 +4,6 @@
 
 struct mla_mqa_tile mla_decode90_tile_f16(int rope_dim)
 {
-    return rope_dim ? decode_tile<f16, plain_rows<64>>() : decode_tile<f16, plain_rows<0>>();
+    return rope_dim ? decode_tile<f16, plain_rows<64>>(false)
+                    : decode_tile<f16, plain_rows<0>>(false);
 }

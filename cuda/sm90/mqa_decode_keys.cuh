@@ -4,16 +4,23 @@
  * lie in boxes, up to the first page that does not exist, else row by row; packed records are
  * widened on the way.
  *
- * Row by row: warp w serves keys 16 w to 16 w + 15 of every block, in four groups of four; eight
- * lanes a key, each with 16-byte pieces 128 bytes apart. Plain rows go by cp.async to their place.
- * Records pass through registers, two groups in flight, also while the stages in shared memory are
- * in use. Positions run two blocks ahead, page ids one. */
+ * Row by row: warp w serves keys 16 w to 16 w + 15 of every block, in groups of four, eight lanes a
+ * key, each with 16-byte pieces 128 bytes apart (fp8_ds_mla: of eight, four lanes, 64 bytes). Plain
+ * rows go by cp.async to their place. Records pass through registers, eight keys in flight, also
+ * while the stages in shared memory are in use. Positions run two blocks ahead, page ids one.
+ *
+ * Pair: warp w of block r widens keys 16 w + 8 r to 16 w + 8 r + 7: eight rows of a swizzled tile,
+ * 1 KB in one piece, which a bulk copy takes to the same place of the other block. A stage is free
+ * when both blocks have read theirs: then this block's copies have left it too, all but those of
+ * rope, where P may come sooner; they start from a place of their own. */
 #ifndef MLA_CUDA_SM90_MQA_DECODE_KEYS_CUH
 #define MLA_CUDA_SM90_MQA_DECODE_KEYS_CUH
 
 #include "any/mqa_work.cuh"
 #include "element.cuh"
 #include "mqa_decode.h"
+#include "ptx/bulk.cuh"
+#include "ptx/cluster.cuh"
 #include "ptx/global.cuh"
 #include "ptx/mbarrier.cuh"
 #include "ptx/shared.cuh"
@@ -23,8 +30,7 @@
 #include "warpgroup.cuh"
 
 static const int KEYS = MLA_DECODE90_KEYS, ROWS = MLA_DECODE90_ROWS;
-static const int PRODUCERS = 4,
-                 GROUPS = 4; /* warps; groups of four keys that each brings of a block */
+static const int PRODUCERS = 4;           /* warps */
 static const u32 TILE_BYTES = KEYS * 128; /* 64 columns of a block of keys, or of the queries */
 
 /* Shared memory, for every format. */
@@ -42,7 +48,10 @@ struct decode_shape {
                      right_free = left_free + 8 * STAGES, p_full = right_free + 8 * STAGES,
                      q_full = p_full + 8 * STAGES, q_free = q_full + 8, k_right = q_free + 8,
                      shared_bytes = k_right + 8 * STAGES;
-    static_assert(shared_bytes <= 232448, "227 KB of shared memory a block");
+    /* Pairs: rope of a stage on its way to the other block, whose place here P may take first. */
+    static const u32 rope_at = (shared_bytes + 127) / 128 * 128, rope_bytes = PRODUCERS * 1024,
+                     pair_bytes = rope_at + STAGES * rope_bytes;
+    static_assert(pair_bytes <= 232448, "227 KB of shared memory a block");
 };
 typedef decode_shape S;
 
@@ -102,8 +111,9 @@ __device__ __forceinline__ int first_missing(const struct mla_mqa_args &a, const
 }
 
 /* Work `index` of the launch. Tiles that share keys are neighbours: L2 serves all but the first. */
+template <bool PAIR>
 __device__ __forceinline__ struct span find_decode_work(const struct mla_decode90_args &g,
-                                                        int index, struct work *w)
+                                                        int index, u32 rank, struct work *w)
 {
     const struct mla_mqa_args &a = g.a;
     int low = 0, high = a.num_requests - 1;
@@ -118,7 +128,15 @@ __device__ __forceinline__ struct span find_decode_work(const struct mla_decode9
     const int end = low + 1 < a.num_requests ? a.requests[low + 1].first_block : g.works;
     const int first = r->first_block, splits = r->splits, tiles = (end - first) / splits;
     const int t = (index - first) % tiles, split = (index - first) / tiles;
-    set_work<ROWS>(a, low, first + t * splits + split, 0, w);
+    const int block = first + t * splits + split;
+    set_work<ROWS>(a, low, block, (int)rank, w);
+    if (PAIR && !a.topk &&
+        MLA_MUTANT != 14) { /* both blocks walk the keys that the later rows see */
+        struct work later;
+        set_work<ROWS>(a, low, block, 1, &later);
+        w->end = later.end;
+        w->count = later.count;
+    }
     const int steps = (w->count + KEYS - 1) / KEYS, share = (steps + splits - 1) / splits;
     struct span s;
     s.first = min(steps, w->split * share);
@@ -150,16 +168,32 @@ __device__ __forceinline__ struct decode_note note_of(const struct mla_mqa_args 
 
 /* ------------------------------------------------------------------ formats */
 
+/* 16 bytes; L2 may bring the 256 bytes round them. */
+__device__ __forceinline__ uint4 ld_global_256(const void *gmem)
+{
+    uint4 v;
+#ifdef MLA_MODEL
+    memcpy(&v, gmem, sizeof v);
+#else
+    asm volatile("ld.global.nc.L2::256B.v4.b32 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+                 : "l"(gmem));
+#endif
+    return v;
+}
+
 /* 16 bytes (eight columns from 64 · tile + 8 · piece on) of a key to its place. */
 __device__ __forceinline__ void put(u32 at, int key, int tile, int piece, uint4 v)
 {
     st_shared(at + tile * TILE_BYTES + key * 128 + ((u32)(piece ^ (key & 7)) << 4), v);
 }
 
-/* A format is: TILES of 64 columns; SETS of four keys in flight; load of this lane's pieces (part 0
- * to 7) of a record at data, its rope or footer at other; and their way to shared memory as T. */
+/* A format is: TILES of 64 columns; LANES that bring a key; SETS of 32 / LANES keys in flight; load
+ * of this lane's pieces (part 0 to LANES - 1) of a record at data, its rope or footer at other; and
+ * pass, which takes them to shared memory as T and loads those of another record in their place:
+ * of columns 0 to 255 at least (HALF 0), then the others (1). */
 template <int ROPE> struct plain_rows {
-    static const int TILES = 8 + ROPE / 64, SETS = 0;
+    static const int TILES = 8 + ROPE / 64, SETS = 0, LANES = 8;
     static const bool packed = false;
 
     /* cp.async, straight to its place. */
@@ -189,33 +223,47 @@ __device__ __forceinline__ void put_e4m3(u32 at, int key, int part, int i, uint4
     put(at, key, tile, piece + !swap, dequant_e4m3x8<T>(two, swap ? low : high));
 }
 
+/* Four lanes a key, each with 16 bytes of every tile of 64 columns: two keys' stores write all
+ * banks once. */
 struct fp8_rows {
-    static const int TILES = 9, SETS = 2;
+    static const int TILES = 9, SETS = 1, LANES = 4;
     static const bool packed = true;
-    uint4 v[4], rope;
-    float scale; /* of columns 128 · (part % 4) on */
+    uint4 v[8], rope[2];
+    float4 scales;
 
     __device__ __forceinline__ void load(const char *data, const char *, int part)
     {
+        scales = ld_global<float4>(data + FP8_SCALES_AT);
 #pragma unroll
-        for (int i = 0; i < 4; i++)
-            v[i] = ld_global<uint4>(data + i * 128 + part * 16);
-        rope = ld_global<uint4>(data + FP8_ROPE_AT + part * 16);
-        scale = ld_global<float>(data + FP8_SCALES_AT + (part & 3) * 4);
+        for (int i = 0; i < 8; i++)
+            v[i] = ld_global_256(data + i * 64 + part * 16);
+#pragma unroll
+        for (int i = 0; i < 2; i++)
+            rope[i] = ld_global_256(data + FP8_ROPE_AT + part * 32 + i * 16);
     }
-    template <class T> __device__ __forceinline__ void store(u32 at, int key, int part) const
+    template <class T, int HALF>
+    __device__ __forceinline__ void pass(u32 at, int key, int part, const char *data, const char *)
     {
+        const float of[4] = {scales.x, scales.y, scales.z, scales.w};
 #pragma unroll
-        for (int i = 0; i < 4; i++) {
-            float x = __shfl_sync(~0u, scale, (int)(threadIdx.x & 24) + i);
-            put_e4m3<T>(at, key, part, i, v[i], x, x);
+        for (int i = HALF * 4; i < HALF * 4 + 4; i++) {
+            put(at, key, i, 2 * part, dequant_e4m3x8<T>(make_uint2(v[i].x, v[i].y), of[i / 2]));
+            put(at, key, i, 2 * part + 1, dequant_e4m3x8<T>(make_uint2(v[i].z, v[i].w), of[i / 2]));
+            v[i] = ld_global_256(data + i * 64 + part * 16);
         }
-        put(at, key, 8, part, from_bf16x8<T>(rope));
+        if (HALF == 0)
+            return;
+        scales = ld_global<float4>(data + FP8_SCALES_AT);
+#pragma unroll
+        for (int i = 0; i < 2; i++) {
+            put(at, key, 8, 2 * part + i, from_bf16x8<T>(rope[i]));
+            rope[i] = ld_global_256(data + FP8_ROPE_AT + part * 32 + i * 16);
+        }
     }
 };
 
 struct model1_rows {
-    static const int TILES = 8, SETS = 2;
+    static const int TILES = 8, SETS = 2, LANES = 8;
     static const bool packed = true;
     uint4 v[4], rope;
     uint2 scales;
@@ -238,10 +286,19 @@ struct model1_rows {
         }
         put(at, key, 7, part, from_bf16x8<T>(rope));
     }
+    template <class T, int HALF>
+    __device__ __forceinline__ void pass(u32 at, int key, int part, const char *data,
+                                         const char *other)
+    {
+        if (HALF == 0)
+            store<T>(at, key, part);
+        else
+            load(data, other, part);
+    }
 };
 
 struct v41_rows {
-    static const int TILES = 8, SETS = 2;
+    static const int TILES = 8, SETS = 2, LANES = 8;
     static const bool packed = true;
     uint4 v[4], scales;
 
@@ -261,10 +318,19 @@ struct v41_rows {
             put_e4m3<T>(at, key, part, i, v[i], x, x);
         }
     }
+    template <class T, int HALF>
+    __device__ __forceinline__ void pass(u32 at, int key, int part, const char *data,
+                                         const char *other)
+    {
+        if (HALF == 0)
+            store<T>(at, key, part);
+        else
+            load(data, other, part);
+    }
 };
 
 struct nvfp4_rows {
-    static const int TILES = 9, SETS = 2;
+    static const int TILES = 9, SETS = 2, LANES = 8;
     static const bool packed = true;
     uint4 v[2];   /* 32 columns from 256 · i + 32 · part on */
     uint2 rope;   /* eight columns */
@@ -293,6 +359,15 @@ struct nvfp4_rows {
             }
         }
         put(at, key, 8, part, dequant_e4m3x8<T>(rope, 1.0f));
+    }
+    template <class T, int HALF>
+    __device__ __forceinline__ void pass(u32 at, int key, int part, const char *data,
+                                         const char *other)
+    {
+        if (HALF == 0)
+            store<T>(at, key, part);
+        else
+            load(data, other, part);
     }
 };
 
@@ -347,10 +422,9 @@ __device__ __forceinline__ struct places find_places(const struct mla_mqa_args &
     return p;
 }
 
-/* Those of key 4 · group + lane / 8. */
-__device__ __forceinline__ struct places share_places(const struct places &p, int group)
+/* Those of one of the warp's 16 keys. */
+__device__ __forceinline__ struct places share_places(const struct places &p, int key)
 {
-    const int key = group * 4 + (int)(threadIdx.x % 32) / 8;
     return {(const char *)__shfl_sync(~0u, (u64)p.data, key),
             (const char *)__shfl_sync(~0u, (u64)p.other, key), p.seen >> key & 1};
 }
@@ -384,37 +458,74 @@ __device__ __forceinline__ void load_queries(const struct mla_decode90_args &g,
     release(smem + S::q_full);
 }
 
-/* Blocks from s.boxes on, through registers; queries of load q_load too, where no block comes by
- * TMA. */
-template <class T, class F>
+/* This warp's keys of a block are there, in the columns of tiles [first, last): for its own block
+ * and, in a pair, for the other. Those the other block brings are waited for too. */
+template <class F, bool PAIR>
+__device__ __forceinline__ void hand_on(u32 smem, u32 peer, u32 rank, u32 stage, u32 full,
+                                        int first, int last)
+{
+    const u32 rope = smem + S::rope_at + stage * S::rope_bytes + threadIdx.x / 32 * 1024;
+    const u32 at = S::k_at + stage * S::stage_bytes + (threadIdx.x / 32 * 16 + rank * 8) * 128;
+    if (PAIR && last == 9) {
+        __syncwarp();
+#pragma unroll
+        for (u32 i = threadIdx.x % 32 * 16; i < 1024; i += 512)
+            st_shared(rope + i, ld_shared<uint4>(smem + at + 8 * TILE_BYTES + i));
+    }
+    if (MLA_MUTANT != 1)
+        fence_proxy_async();
+    __syncwarp();
+    if (elect_one()) {
+        if (PAIR) {
+            mbarrier_arrive_expect_tx(smem + full + stage * 8,
+                                      (u32)(last - first) * 1024 - (MLA_MUTANT == 13 ? 128 : 0));
+#pragma unroll
+            for (int tile = first; tile < last; tile++)
+                bulk_copy_cluster(peer + at + tile * TILE_BYTES,
+                                  tile == 8 && MLA_MUTANT != 11 ? rope
+                                                                : smem + at + tile * TILE_BYTES,
+                                  1024, peer + full + stage * 8);
+        } else {
+            mbarrier_arrive(smem + full + stage * 8);
+        }
+    }
+    __syncwarp();
+}
+
+/* Blocks from s.boxes on, through registers (records; in a pair, eight of a warp's sixteen keys) or
+ * by cp.async; queries of load q_load too, where no block comes by TMA. */
+template <class T, class F, bool PAIR>
 __device__ __forceinline__ void gather_blocks(const struct mla_decode90_args &g,
                                               const struct work &w, const struct span &s, u32 smem,
-                                              u32 note, ring<2> *k, u32 q_load)
+                                              u32 peer, u32 rank, u32 note, ring<2> *k, u32 q_load)
 {
     const struct mla_mqa_args &a = g.a;
+    const int SETS = F::SETS, EACH = 32 / F::LANES, GROUPS = (PAIR ? 8 : 16) / EACH;
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-    const int SETS = F::SETS;
+    const int mine = lane / F::LANES + (PAIR ? (int)rank * 8 : 0), part = lane % F::LANES;
     const bool queries = s.boxes == s.first; /* not loaded yet */
     F raw[SETS ? SETS : 1];
-    if (queries && q_load == 0)
-        load_queries<F>(g, w, smem, 0);
     int pos = fetch_position(a, w, note, s.boxes, s.last), page = fetch_page(a, w, pos);
     int ahead = fetch_position(a, w, note, s.boxes + 1, s.last);
     struct places now = find_places<F>(a, w, pos, page), next;
     if constexpr (SETS > 0) {
 #pragma unroll
         for (int i = 0; i < SETS; i++) {
-            const struct places from = share_places(now, i);
-            raw[i].load(from.data, from.other, lane % 8);
+            const struct places from = share_places(now, mine + i * EACH);
+            raw[i].load(from.data, from.other, part);
         }
     }
     pos = ahead;
     page = fetch_page(a, w, pos);
     ahead = fetch_position(a, w, note, s.boxes + 2, s.last);
-    if (queries && q_load > 0)
+    if (queries) /* behind the first keys: they wait for the work before to end */
         load_queries<F>(g, w, smem, q_load & 1);
 #pragma unroll 1
     for (int step = s.boxes; step < s.last; step++) {
+        next = find_places<F>(a, w, pos, page); /* asked for a block ago */
+        pos = ahead;
+        page = fetch_page(a, w, pos);
+        ahead = fetch_position(a, w, note, step + 3, s.last);
         if (MLA_MUTANT != 7) {
             mbarrier_wait(smem + S::left_free + k->stage * 8, k->phase ^ 1);
             mbarrier_wait(smem + S::right_free + k->stage * 8, k->phase ^ 1);
@@ -422,35 +533,34 @@ __device__ __forceinline__ void gather_blocks(const struct mla_decode90_args &g,
         const u32 at = smem + S::k_at + k->stage * S::stage_bytes;
         if (lane == 0)
             st_shared(smem + S::valid_at + k->stage * 8 + warp * 2, (u16)now.seen);
-#pragma unroll
+#pragma unroll(SETS == 1 ? 1 : GROUPS)
         for (int group = 0; group < GROUPS; group++) {
-            const int key = group * 4 + lane / 8;
+            const int key = mine + group * EACH;
             if constexpr (SETS > 0) {
-                F *set = &raw[group % SETS];
+                F *set = &raw[SETS == 1 ? 0 : group % SETS];
                 if (now.seen != 0xFFFF && !(now.seen >> key & 1))
                     *set = F();
-                set->template store<T>(at, warp * 16 + key, lane % 8);
+                const int later = mine + (group + SETS) % GROUPS * EACH;
+                const struct places of_now = share_places(now, later),
+                                    of_next = share_places(next, later);
+                const bool after = group + SETS >= GROUPS;
+                const struct places from = {after ? of_next.data : of_now.data,
+                                            after ? of_next.other : of_now.other, 0};
+                set->template pass<T, 0>(at, warp * 16 + key, part, from.data, from.other);
+                if (group == GROUPS - 1)
+                    hand_on<F, PAIR>(smem, peer, rank, k->stage, S::k_full, 0, 4);
+                set->template pass<T, 1>(at, warp * 16 + key, part, from.data, from.other);
+            } else {
+                const struct places from = share_places(now, key);
+                F::copy(at, warp * 16 + key, part, from.data, from.other, from.seen);
             }
-            if (group == (SETS ? 0 : GROUPS - 1)) { /* what was asked for a block ago is here */
-                next = find_places<F>(a, w, pos, page);
-                pos = ahead;
-                page = fetch_page(a, w, pos);
-                ahead = fetch_position(a, w, note, step + 3, s.last);
-            }
-            const bool after = group + SETS >= GROUPS;
-            const struct places from = share_places(after ? next : now, (group + SETS) % GROUPS);
-            if constexpr (SETS > 0)
-                raw[group % SETS].load(from.data, from.other, lane % 8);
-            else
-                F::copy(at, warp * 16 + key, lane % 8, from.data, from.other, from.seen);
         }
         now = next;
-        if (SETS == 0)
+        if (SETS == 0) {
             cp_async_wait_all();
-        if (MLA_MUTANT != 1)
-            fence_proxy_async();
-        release(smem + S::k_full + k->stage * 8);
-        release(smem + S::k_right + k->stage * 8);
+            hand_on<F, PAIR>(smem, peer, rank, k->stage, S::k_full, 0, 4);
+        }
+        hand_on<F, PAIR>(smem, peer, rank, k->stage, S::k_right, 4, F::TILES);
         k->next();
     }
 }
@@ -513,12 +623,14 @@ __device__ __forceinline__ void load_boxes(const struct mla_decode90_args &g, co
     __syncwarp();
 }
 
-template <class T, class F>
-__device__ __forceinline__ void produce(const struct mla_decode90_args &g, u32 smem)
+template <class T, class F, bool PAIR>
+__device__ __forceinline__ void produce(const struct mla_decode90_args &g, u32 smem, u32 peer,
+                                        u32 rank)
 {
+    const int blocks = PAIR ? 2 : 1;
     u32 works = 0, loads = 0;
     ring<2> k;
-    for (int index = blockIdx.x;; index += gridDim.x) {
+    for (int index = (int)blockIdx.x / blocks;; index += (int)gridDim.x / blocks) {
         const bool stop = index >= g.works;
         const u32 slot = works & 1, note = smem + S::works_at + slot * 64;
         struct work w;
@@ -529,7 +641,7 @@ __device__ __forceinline__ void produce(const struct mla_decode90_args &g, u32 s
             writes = elect_one();
         }
         if (!stop) {
-            s = find_decode_work(g, index, &w);
+            s = find_decode_work<PAIR>(g, index, rank, &w);
             if (writes)
                 write_note(note, note_of(g.a, w, s));
         } else if (writes) {
@@ -540,7 +652,7 @@ __device__ __forceinline__ void produce(const struct mla_decode90_args &g, u32 s
             mbarrier_arrive(smem + S::work_full + slot * 8);
         works++;
         if (stop)
-            return;
+            break;
         if (s.last == s.first)
             continue;
         if constexpr (!F::packed) {
@@ -562,8 +674,14 @@ __device__ __forceinline__ void produce(const struct mla_decode90_args &g, u32 s
         if (g.a.mask) /* the note is read here too */
             mbarrier_wait(smem + S::work_full + slot * 8, (works - 1) >> 1 & 1);
         if (s.boxes < s.last)
-            gather_blocks<T, F>(g, w, s, smem, note, &k, loads);
+            gather_blocks<T, F, PAIR>(g, w, s, smem, peer, rank, note, &k, loads);
         loads++;
+    }
+    for (int i = 0; PAIR && MLA_MUTANT != 12 && i < S::STAGES;
+         i++) { /* the other block has nothing more to say here */
+        mbarrier_wait(smem + S::left_free + k.stage * 8, k.phase ^ 1);
+        mbarrier_wait(smem + S::right_free + k.stage * 8, k.phase ^ 1);
+        k.next();
     }
 }
 

@@ -256,12 +256,16 @@ MLA_API mla_status mla_tensors_check(const mla_problem *problem, const mla_tenso
 
 /* -------------------------------------------------------------------- plan */
 
+/* num_splits: as many as keep the whole GPU busy with this batch. Shortest latency of few requests;
+ * a request's bits then depend on the batch round it and on the GPU, which they else do not. */
+#define MLA_SPLITS_FILL (-1)
+
 typedef struct mla_plan_options {
     mla_route route;              /* MLA_ROUTE_AUTO, or one route for every request */
     const char *kernel;           /* NULL = choose; a name never falls back. MLA_KERNEL in the
                                       environment does the same where this is NULL */
     mla_precision precision;      /* CPU */
-    int64_t num_splits;           /* of decode; 0 = choose */
+    int64_t num_splits;           /* of decode; 0 = choose, from each request alone */
     bool nondeterministic;        /* allow results that differ between runs (none does today) */
     size_t workspace_limit_bytes; /* 0 = the route's own default; requests are split over query rows
                                       to fit */
