@@ -3,8 +3,8 @@
 // timeout: 300
 /* mla/cache.h and mla/index.h on a CUDA device beside the CPU: records, read-back, top-k lists and
  * lists of the indexer bit for bit, indexer scores within the bound of docs/index.md. Exit 77 =
- * skipped, with the reason. Words: a part (codec, topk, index, graph, or a shape of the indexer), one
- * of its kernels ("" = all), i/n for every n-th check from i on, i/n/d with d times fewer keys
+ * skipped, with the reason. Words: a part (codec, topk, index, graph, or a shape of the indexer),
+ * one of its kernels ("" = all), i/n for every n-th check from i on, i/n/d with d times fewer keys
  * for the indexer. With the word "bench", times of mla_index_run (of the kernel that MLA_KERNEL
  * names), its scores alone and mla_topk_run. */
 #include <stdio.h>

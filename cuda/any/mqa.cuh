@@ -5,8 +5,8 @@
  *
  * Tile. ROWS (16, 32 or 64) query rows, 32 keys a step, 8 warps, one block a tile and key split.
  * Dense requests pack (query token, head) pairs into rows, 16 tokens of 4 heads as well as half a
- * token of 128. Rows over a list are heads of one token, since each token gathers its own keys; GROUP
- * tiles take several tokens over the union of their lists (union.h), a bit a key and token.
+ * token of 128. Rows over a list are heads of one token, since each token gathers its own keys;
+ * GROUP tiles take several tokens over the union of their lists (union.h), a bit a key and token.
  *
  * Why this split of the work. mma.sync takes its operands from registers, and shared memory gives
  * 128 B a clock, so what fragments read a mma decides (an H100 does one mma in 1.5 clocks, 192 B):
@@ -143,9 +143,9 @@ template <class S> __device__ __forceinline__ int position_of(int fetched)
     return fetched == -1 ? -1 : fetched & mask;
 }
 
-/* Position of this lane's key in step i, unchecked, or the entry of a union; -1 for none. Bitmask: a
- * key that no token of the tile sees is none; a token may list keys of its own future, which count
- * for nothing. */
+/* Position of this lane's key in step i, unchecked, or the entry of a union; -1 for none. Bitmask:
+ * a key that no token of the tile sees is none; a token may list keys of its own future, which
+ * count for nothing. */
 template <class S>
 __device__ __forceinline__ int fetch_position(const struct mla_mqa_args &a, const struct work &w,
                                               int step, int last_step)

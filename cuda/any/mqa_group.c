@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Absorbed-form attention over top-k lists of up to 16 heads on any GPU from sm_80, host side. Groups
- * of neighbouring tokens, whose heads fill a tile of mqa.cuh, go over the union of their lists
- * (union.h): a key is gathered, and widened where the cache is packed, once for all of them. Tokens of
- * groups whose lists have too little in common are left to mqa_any's kernel, which runs behind. The
- * device decides. */
+/* Absorbed-form attention over top-k lists of up to 16 heads on any GPU from sm_80, host side.
+ * Groups of neighbouring tokens, whose heads fill a tile of mqa.cuh, go over the union of their
+ * lists (union.h): a key is gathered, and widened where the cache is packed, once for all of them.
+ * Tokens of groups whose lists have too little in common are left to mqa_any's kernel, which runs
+ * behind. The device decides. */
 #include "../device.h"
 #include "format.h"
 #include "mqa_plan.h"

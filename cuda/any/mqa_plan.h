@@ -92,8 +92,9 @@ static inline int64_t mla_mqa_keys(const struct mla_job *job, const struct mla_r
 {
     return mla_mqa_uses_lists(job) ? job->problem->topk : r->seq_len_kv;
 }
-/* Splits of a request's keys: those wanted, or (none wanted) as many as `room` tiles at a time leave free, none
- * of fewer than `least` keys, at most 64; never more than it has steps, nor fewer than 1. */
+/* Splits of a request's keys: those wanted, or (none wanted) as many as `room` tiles at a time
+ * leave free, none of fewer than `least` keys, at most 64; never more than it has steps, nor fewer
+ * than 1. */
 static inline int64_t mla_mqa_choose_splits(int64_t wanted, int64_t room, int64_t keys,
                                             int64_t least, int64_t steps)
 {

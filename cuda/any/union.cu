@@ -3,8 +3,8 @@
  * group: a bit a key and token in shared memory, from which keys come out in ascending order. Keys
  * beyond what the bits hold are taken in further rounds over the lists, window by window. What a
  * token may not see (out of range, of its future, past its length) is in no union. A group of one
- * token, or whose union is longer than most / 256 of its entries or than its room, counts -1: it would
- * gain nothing.
+ * token, or whose union is longer than most / 256 of its entries or than its room, counts -1: it
+ * would gain nothing.
  *
  * Shared memory: bits [token][window / 32]. Memory traffic: the lists once a window (from L2), the
  * union once; neighbouring threads have neighbouring words, so their entries share lines. */
@@ -87,8 +87,8 @@ __device__ __forceinline__ void mark_keys(const struct group_lists &l, uint32_t 
 }
 
 /* Do the first entries of the other tokens' lists, which hold keys in any order, meet the first
- * token's keys so seldom that the union would be too long? Most groups of lists without relation end
- * here, with a fraction of their entries read. */
+ * token's keys so seldom that the union would be too long? Most groups of lists without relation
+ * end here, with a fraction of their entries read. */
 __device__ __forceinline__ bool unrelated(const struct group_lists &l, const uint32_t *bits,
                                           int *warp_sums)
 {

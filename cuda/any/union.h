@@ -11,8 +11,8 @@
 extern "C" {
 #endif
 
-/* An entry of a union: the position of a key, and from bit MLA_UNION_MASK on a bit for each token of
- * the group that sees it, at least one. Positions are below 2^MLA_UNION_MASK. */
+/* An entry of a union: the position of a key, and from bit MLA_UNION_MASK on a bit for each token
+ * of the group that sees it, at least one. Positions are below 2^MLA_UNION_MASK. */
 enum { MLA_UNION_TOKENS = 8, MLA_UNION_MASK = 24, MLA_UNION_THREADS = 256 };
 
 /* Tokens of a request are grouped from its first one on; its last group may have fewer. Groups have
@@ -23,7 +23,7 @@ struct mla_mqa_groups {
     int32_t first, count; /* numbers of the groups whose lists are here */
     uint32_t *entries;    /* [count][capacity] ascending positions */
     int32_t *
-        counts; /* [all groups] entries; -1: a single token, or too many: tokens gather for themselves */
+        counts; /* [all groups] entries; -1: one token or too many: tokens gather for themselves */
 };
 
 struct mla_union_args {
@@ -52,7 +52,7 @@ const void *mla_union_function(void);
 
 /* union.c. Numbers of groups end below this. */
 int64_t mla_union_numbers(const mla_problem *problem, int size);
-/* Bytes that lists and counts take, and their places in as many bytes, 256-byte aligned; first 0. */
+/* Bytes that lists and counts take, and their places in so many bytes, 256-byte aligned; first 0 */
 size_t mla_union_bytes(const mla_problem *problem, int size, int capacity);
 struct mla_mqa_groups mla_union_groups(const mla_problem *problem, int size, int capacity,
                                        char *bytes);

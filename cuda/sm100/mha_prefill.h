@@ -16,7 +16,8 @@ enum {
     MLA_MHA100_ROWS = 128, /* of a query tile; a block holds one or two */
 };
 
-/* Boxes of the maps: 128 rows of q, q_rope and k, and as many of v as fill 16 KB with all its columns (64 at two query tiles, 32 at one). */
+/* Boxes of the maps: 128 rows of q, q_rope and k, and as many of v as fill 16 KB with all its
+ * columns (64 at two query tiles, 32 at one). */
 struct mla_mha100_args {
     struct mla_mha_maps maps;
     struct mla_mha_args a;

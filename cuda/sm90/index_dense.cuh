@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Lists from a row whose scores all lie in order of keys, as index_tile.cu writes them. A score has
  * one place and 4 bytes, so that nothing but its bin is computed, and the bitmap of a list comes
- * from ballots. Bins have equal widths in scores, not in their bits: those of small numbers are many,
- * and a bin with too many scores is counted anew (list.cuh). */
+ * from ballots. Bins have equal widths in scores, not in their bits: those of small numbers are
+ * many, and a bin with too many scores is counted anew (list.cuh). */
 #ifndef MLA_CUDA_SM90_INDEX_DENSE_CUH
 #define MLA_CUDA_SM90_INDEX_DENSE_CUH
 
@@ -24,8 +24,8 @@ __device__ __forceinline__ u32 dense_order(float x)
     return x != x ? 0 : bits;
 }
 
-/* Keys [from, from + n), n a multiple of 128 and at most 32 * MAP_WORDS: the first `split` scores at p, a multiple of 128 too,
- * the others at rest. */
+/* Keys [from, from + n), n a multiple of 128 and at most 32 * MAP_WORDS: the first `split` scores
+ * at p, a multiple of 128 too, the others at rest. */
 struct dense_row {
     const float *p, *rest;
     int n, split, from;

@@ -165,8 +165,8 @@ __device__ __forceinline__ struct row_items row_of(const struct index_launch &a,
             a.rows * a.capacity, kept, (a.capacity - kept) / 2 & ~1};
 }
 
-/* Where the scores of a tile's row lie in order of keys, if all of them have room in its buffers and
- * the list is all that is wanted. */
+/* Where the scores of a tile's row lie in order of keys, if all of them have room in its buffers
+ * and the list is all that is wanted. */
 __device__ __forceinline__ bool dense_tile(const struct index_launch &a, const struct work &w)
 {
     int room = min(INDEX_TILE_BUFFERS * (2 * a.capacity / KEYS), 32 * MAP_WORDS / KEYS);

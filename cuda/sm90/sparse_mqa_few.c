@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Absorbed-form attention of up to 16 heads on sm_90, host side: the engine of sparse_mqa_few.cuh and
- * its rows. Requests are cut as mqa_any cuts them, whose tile of 16 rows takes the launches that this
- * kernel can't: rows of q or the cache that are not aligned to 16 bytes. */
+/* Absorbed-form attention of up to 16 heads on sm_90, host side: the engine of sparse_mqa_few.cuh
+ * and its rows. Requests are cut as mqa_any cuts them, whose tile of 16 rows takes the launches
+ * that this kernel can't: rows of q or the cache that are not aligned to 16 bytes. */
 #include "sparse_mqa_few.h"
 
 #include "device.h"

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Absorbed-form attention of up to 16 heads on sm_90a (wgmma, cp.async, TMA for Q), over top-k lists
- * or all keys: out = softmax(scale · q · K^T) · K[:, :512], one query token a tile; bf16 or f16
- * caches, flat or paged.
+/* Absorbed-form attention of up to 16 heads on sm_90a (wgmma, cp.async, TMA for Q), over top-k
+ * lists or all keys: out = softmax(scale · q · K^T) · K[:, :512], one query token a tile; bf16 or
+ * f16 caches, flat or paged.
  *
  * wgmma has 64 rows, so keys and columns are the rows here and heads the columns: S^T = K·Q^T, 64
  * keys x 16 heads, and O^T = V^T·P^T, eight tiles of 64 columns x 16 heads. No row is padding.
@@ -285,8 +285,8 @@ __device__ __forceinline__ void load_queries(const struct mla_few_sm90_args &arg
 /* ------------------------------------------------------------------- scores */
 
 /* A lane of the math warps holds S^T of two keys, 16 warp + lane / 4 and + 8, and O^T of as many
- * columns of each tile, for four heads: of number j = 0 to 3 the head 8 (j / 2) + 2 (lane % 4) + j %
- * 2, in registers 4 (j / 2) + j % 2 and + 2 of each accumulator. */
+ * columns of each tile, for four heads: of number j = 0 to 3 the head
+ * 8 (j / 2) + 2 (lane % 4) + j % 2, in registers 4 (j / 2) + j % 2 and + 2 of each accumulator. */
 __device__ __forceinline__ int few_head(int j)
 {
     return j / 2 * 8 + (threadIdx.x & 3) * 2 + j % 2;
@@ -330,8 +330,8 @@ template <class F> __device__ __forceinline__ void read_heads(u32 at, float (&x)
     x[3] = both(both(four[0].w, four[1].w), both(four[2].w, four[3].w));
 }
 
-/* S^T of a block: waits for its tiles one after another. at[i]: where tile i of Q's order lies. seen:
- * does the token see this lane's keys? */
+/* S^T of a block: waits for its tiles one after another. at[i]: where tile i of Q's order lies.
+ * seen: does the token see this lane's keys? */
 template <class T, class S>
 __device__ __forceinline__ void score_block(float (&s)[8], u32 (&at)[S::TILES], bool (&seen)[2],
                                             u32 smem, u32 block, struct ring<S::SLOTS> *tile)

@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Absorbed-form attention over top-k lists for few heads on sm_90, host side. Groups of neighbouring
- * tokens whose heads fill 64 rows (four tokens of 16 heads) go over the union of their lists (any/
- * union.h) in the wgmma kernel of sparse_mqa_prefill.cuh. Tokens of groups whose lists have too
- * little in common are left to the kernel of sparse_mqa_few.cuh (32 heads: mqa_any's), which runs
- * behind it. The device decides. */
+/* Absorbed-form attention over top-k lists for few heads on sm_90, host side. Groups of
+ * neighbouring tokens whose heads fill 64 rows (four tokens of 16 heads) go over the union of their
+ * lists (any/union.h) in the wgmma kernel of sparse_mqa_prefill.cuh. Tokens of groups whose lists
+ * have too little in common are left to the kernel of sparse_mqa_few.cuh (32 heads: mqa_any's),
+ * which runs behind it. The device decides. */
 #include "any/mqa_plan.h"
 #include "any/union.h"
 #include "device.h"
@@ -21,8 +21,8 @@ enum {
     MOST_CAPACITY = 1 << 20 /* entries */
 };
 
-/* Longest union that gains, in 256ths of its entries. A key costs 64 rows 1.35 times the time that it
- * costs sparse_mqa_few_sm90's 16 and 0.8 times that of mqa_any's 32 (docs/performance.md). */
+/* Longest union that gains, in 256ths of its entries. A key costs 64 rows 1.35 times the time that
+ * it costs sparse_mqa_few_sm90's 16 and 0.8 times that of mqa_any's 32 (docs/performance.md). */
 static int most_union(const mla_problem *p)
 {
     return p->heads_q <= 16 ? 172 : 256;

@@ -24,7 +24,7 @@ struct mla_sparse_sm90_args {
 
 struct mla_mqa_tile mla_sparse_sm90_tile_bf16(int rope_dim);
 struct mla_mqa_tile mla_sparse_sm90_tile_f16(int rope_dim);
-/* A work is a group of tokens over the union of their lists. heads times tokens of a group are 64. */
+/* A work is a group of tokens over the union of their lists. Heads times tokens of a group: 64. */
 struct mla_mqa_tile mla_sparse_sm90_group_bf16(int rope_dim);
 struct mla_mqa_tile mla_sparse_sm90_group_f16(int rope_dim);
 
