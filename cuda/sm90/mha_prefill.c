@@ -124,7 +124,7 @@ static const struct mla_mha_engine engine = {
 const struct mla_kernel mla_mha_prefill_sm90 = {
     .name = "mha_prefill_sm90",
     .architecture = "sm_90a",
-    .proof = MLA_PROOF_MODEL,
+    .proof = MLA_PROOF_SILICON,
     .engine = &engine,
     MLA_MHA_EXPANDED_ROW,
 };
@@ -132,7 +132,7 @@ const struct mla_kernel mla_mha_prefill_sm90 = {
 const struct mla_kernel mla_mha_latent_sm90 = {
     .name = "mha_latent_sm90",
     .architecture = "sm_90a",
-    .proof = MLA_PROOF_MODEL,
+    .proof = MLA_PROOF_SILICON,
     .engine = &engine,
     MLA_MHA_LATENT_ROW,
 };

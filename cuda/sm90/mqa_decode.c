@@ -155,7 +155,7 @@ static const struct mla_mqa_engine engine = {
 const struct mla_kernel mla_mqa_decode_sm90 = {
     .name = "mqa_decode_sm90",
     .architecture = "sm_90a",
-    .proof = MLA_PROOF_MODEL,
+    .proof = MLA_PROOF_SILICON,
     .formats = MLA_BIT(MLA_CACHE_BF16) | MLA_BIT(MLA_CACHE_F16) | MLA_BIT(MLA_CACHE_FP8_DS_MLA) |
                MLA_BIT(MLA_CACHE_MODEL1) | MLA_BIT(MLA_CACHE_V41) | MLA_BIT(MLA_CACHE_NVFP4_DS_MLA),
     .engine = &engine,
@@ -165,7 +165,7 @@ const struct mla_kernel mla_mqa_decode_sm90 = {
 const struct mla_kernel mla_mqa_decode_latent_sm90 = {
     .name = "mqa_decode_latent_sm90",
     .architecture = "sm_90a",
-    .proof = MLA_PROOF_MODEL,
+    .proof = MLA_PROOF_SILICON,
     .formats = MLA_BIT(MLA_CACHE_BF16) | MLA_BIT(MLA_CACHE_F16) | MLA_BIT(MLA_CACHE_FP8_DS_MLA) |
                MLA_BIT(MLA_CACHE_NVFP4_DS_MLA),
     .engine = &engine,
