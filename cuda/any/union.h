@@ -22,8 +22,7 @@ struct mla_mqa_groups {
     int32_t capacity;     /* entries a group has room for */
     int32_t first, count; /* numbers of the groups whose lists are here */
     uint32_t *entries;    /* [count][capacity] ascending positions */
-    int32_t *
-        counts; /* [all groups] entries; -1: one token or too many: tokens gather for themselves */
+    int32_t *counts;      /* [all groups] entries; -1: tokens gather for themselves */
 };
 
 struct mla_union_args {
