@@ -337,7 +337,7 @@ static void run_shape(const struct shape *s, const struct ceilings *ceil)
                                         : s->heads < 8 || 64 % s->heads
                                             ? NULL
                                             : &mla_sparse_mqa_group_sm90,
-                                        !s->fp8 && s->heads <= 32 && (s->topk || dense_few)
+                                        !s->fp8 && s->heads <= 16 && (s->topk || dense_few)
                                             ? &mla_sparse_mqa_few_sm90
                                             : NULL};
     for (const struct mla_kernel *row : rows) {

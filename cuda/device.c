@@ -19,6 +19,12 @@ mla_status mla_cuda_fail(const char *function, const char *call, cudaError_t err
                     cudaGetErrorName(error));
 }
 
+cudaError_t mla_cuda_upload(void *device, const void *host, size_t bytes)
+{
+    cudaError_t error = cudaMemcpy(device, host, bytes, cudaMemcpyHostToDevice);
+    return error == cudaSuccess ? cudaStreamSynchronize(cudaStreamLegacy) : error;
+}
+
 mla_status mla_cuda_allow_shared(const void *function, size_t dynamic, size_t most)
 {
     size_t fixed = 0;

@@ -35,6 +35,11 @@ mla_status mla_cuda_fail(const char *function, const char *call, cudaError_t err
  * device. With the kernel's static ones they must not exceed `most`, 0 = the device's limit. */
 mla_status mla_cuda_allow_shared(const void *function, size_t dynamic, size_t most);
 
+/* Bytes from the host's memory to the device's, there when it returns, for streams of every kind:
+ * cudaMemcpy alone returns once the bytes are staged, and a stream that does not wait for the
+ * default one would run ahead of them. */
+cudaError_t mla_cuda_upload(void *device, const void *host, size_t bytes);
+
 /* The thread's current device is saved and the context's made current, and back. A context on the
  * current device costs one query. */
 mla_status mla_cuda_enter(const mla_context *context, int *before);

@@ -91,6 +91,7 @@ static mla_status move(struct mla_device_case *c, const void *host, size_t bytes
     if (status != MLA_OK)
         return status;
     TRY(cudaMemcpy(device, host, bytes, cudaMemcpyHostToDevice));
+    TRY(cudaStreamSynchronize(cudaStreamLegacy)); /* a run's stream does not wait for that one */
     *data = device;
     return MLA_OK;
 }

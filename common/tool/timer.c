@@ -61,6 +61,7 @@ static mla_status device_copy(const mla_context *context, void *to, const void *
 {
     TRY(cudaSetDevice(context->device));
     TRY(cudaMemcpy(to, from, bytes, cudaMemcpyDefault));
+    TRY(cudaStreamSynchronize(cudaStreamLegacy)); /* the runs' stream does not wait for that one */
     return MLA_OK;
 }
 #else

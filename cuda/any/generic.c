@@ -83,7 +83,7 @@ static mla_status upload(const struct mla_job *job, struct plan *plan,
         return status;
     cudaError_t error = cudaMalloc((void **)&plan->table, bytes);
     if (error == cudaSuccess)
-        error = cudaMemcpy(plan->table, table, bytes, cudaMemcpyHostToDevice);
+        error = mla_cuda_upload(plan->table, table, bytes);
     mla_cuda_leave(job->context, before);
     return error == cudaSuccess ? MLA_OK : mla_cuda_fail(__func__, "table of requests", error);
 }

@@ -147,7 +147,7 @@ static mla_status upload(const struct mla_job *job, struct plan *plan,
     if (status == MLA_OK && bytes) {
         cudaError_t error = cudaMalloc((void **)&plan->table, bytes);
         if (error == cudaSuccess)
-            error = cudaMemcpy(plan->table, table, bytes, cudaMemcpyHostToDevice);
+            error = mla_cuda_upload(plan->table, table, bytes);
         if (error != cudaSuccess)
             status = mla_cuda_fail("mla_plan_create", "table of requests", error);
     }

@@ -232,10 +232,10 @@ static mla_status upload(const struct mla_job *job, struct mla_mha_plan *plan,
     if (status == MLA_OK)
         error = cudaMalloc((void **)&plan->table, bytes + more);
     if (status == MLA_OK && error == cudaSuccess)
-        error = cudaMemcpy(plan->table, table, bytes, cudaMemcpyHostToDevice);
+        error = mla_cuda_upload(plan->table, table, bytes);
     if (status == MLA_OK && error == cudaSuccess && order) {
         plan->order = (struct mla_mha_place *)(void *)(plan->table + segments);
-        error = cudaMemcpy(plan->order, order, more, cudaMemcpyHostToDevice);
+        error = mla_cuda_upload(plan->order, order, more);
     }
     mla_cuda_leave(job->context, before);
     return error == cudaSuccess ? status : mla_cuda_fail(__func__, "table of requests", error);

@@ -181,7 +181,7 @@ static mla_status upload(const struct mla_job *job, struct mla_mqa_plan *plan,
             return status;
     }
     MLA_CUDA(cudaMalloc((void **)&plan->table, bytes));
-    MLA_CUDA(cudaMemcpy(plan->table, table, bytes, cudaMemcpyHostToDevice));
+    MLA_CUDA(mla_cuda_upload(plan->table, table, bytes));
     return MLA_OK;
 }
 
