@@ -85,6 +85,8 @@ if [ -n "$sanitizer" ]; then
         done
         part "$tool-any-latent-mha" "${run[@]}" "${check[@]}" --kernel mha_latent_any --route masked-mha --shapes "$out/latent0.txt"
         part "$tool-any-latent-mqa" "${run[@]}" "${check[@]}" --kernel mqa_latent_any --route sparse-mqa --shapes "$out/latent0.txt"
+        part "$tool-any-latent-group" "${run[@]}" "${check[@]}" --kernel sparse_mqa_group_latent_any \
+            --shapes validation/shapes/model_group_any_latent.txt
         for i in 0 1 2; do
             part "$tool-smoke$i" "${run[@]}" "${check[@]}" --shapes "$out/smoke$i.txt"
         done

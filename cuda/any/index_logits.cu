@@ -382,7 +382,12 @@ __global__ void __launch_bounds__(THREADS, 1)
 }
 
 /* Joins the parts of one row into the first part's buffer, and writes the list. */
-__global__ void __launch_bounds__(THREADS)
+__global__ void
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1200
+__launch_bounds__(THREADS, 4) /* 64 registers; of itself ptxas takes 40 here, and spills */
+#else
+__launch_bounds__(THREADS)
+#endif
     merge_kernel(const __grid_constant__ struct index_launch a, int first_row)
 {
     MLA_DYNAMIC_SHARED(memory, 128);
