@@ -48,7 +48,7 @@ def us(value):
 
 def table(head, rows):
     if not rows:
-        return ["Not measured with the kernels of this version."]
+        return ["No data."]
     lines = ["| " + " | ".join(head) + " |", "| " + " | ".join("---" for _ in head) + " |"]
     return lines + ["| " + " | ".join(str(c) for c in row) + " |" for row in rows]
 
@@ -99,23 +99,66 @@ def crossings(results):
     rows = []
     for device, name in DEVICES:
         sets = {}
-        for source in ("routes_16", "routes_128", "routes_cache"):
+        for source in ("routes_16", "routes_128", "routes_cache", "routes_glm5"):
             for routes in problems(load(results, device, source)).values():
                 if "masked-mha" not in routes or "sparse-mqa" not in routes:
                     continue
                 r = routes["masked-mha"]
                 if r["requests"] == 1 and r["keys"] == r["query_tokens"]:
-                    key = (r["heads"], r["cache"], r["fill"])
+                    model = "glm-5" if " v=256 " in r["problem"] else "deepseek-v3.2"
+                    key = (model, r["cache"], r["fill"], r["heads"])
                     sets.setdefault(key, {})[r["query_tokens"]] = (
                         r["median_us"],
                         routes["sparse-mqa"]["median_us"],
                     )
-        for (heads, cache, fill), points in sorted(sets.items(), reverse=True):
+        for (model, cache, fill, heads), points in sorted(
+            sets.items(), key=lambda item: (item[0][:3], -item[0][3])
+        ):
             x = crossing([(n, a, b) for n, (a, b) in points.items()])
             most = max(points)
-            rows.append([name, heads, cache, fill, f"{x:.0f}" if x else f"above {most}"])
+            masked, sparse = points[most]
+            rows.append(
+                [name, model, heads, cache, fill, f"{x:.0f}" if x else f"above {most}"]
+                + [f"{most // 1024}k: {sparse / masked:.2f}"]
+            )
     return table(
-        ["device", "heads", "cache", "lists", "prefill from which sparse MQA is faster"], rows
+        [
+            "device",
+            "model",
+            "heads",
+            "cache",
+            "lists",
+            "prefill from which sparse MQA is faster",
+            "longest timed: sparse over masked",
+        ],
+        rows,
+    )
+
+
+def short_prefills(results):
+    """Prefills whose lists hold every key: all four ways."""
+    ways = ("dense-mha", "dense-mqa", "masked-mha", "sparse-mqa", "auto")
+    rows = []
+    for device, name in DEVICES:
+        for routes in problems(load(results, device, "routes_16")).values():
+            r = routes.get("dense-mha")
+            if r and r["fill"] == "normal" and r["query_tokens"] in (32, 128, 256, 512, 1024, 2048):
+                rows.append(
+                    [name, r["query_tokens"]]
+                    + [us(routes[k]["median_us"]) if k in routes else "" for k in ways]
+                )
+    rows.sort(key=lambda row: row[:2])
+    return table(
+        [
+            "device",
+            "tokens",
+            "dense MHA, us",
+            "dense MQA",
+            "masked MHA",
+            "sparse MQA",
+            "the library's choice",
+        ],
+        rows,
     )
 
 
@@ -247,6 +290,29 @@ def regret(results):
     )
 
 
+def brief(routes):
+    """masked-mha,masked-mha: "masked-mha for all"."""
+    names = routes.split(",")
+    return f"{names[0]} for all" if len(names) > 1 and len(set(names)) == 1 else ", ".join(names)
+
+
+def misses(results):
+    rows = []
+    for device, name in DEVICES:
+        for step, cache in (("regret", "bf16"), ("regret_fp8", "fp8_ds_mla")):
+            data = load(results, device, step)
+            for r in data["regret"]["rows"] if data else []:
+                if r["routed_us"] > 1.10 * r["best_us"]:
+                    rows.append(
+                        [name, cache, r["model"], r["heads"], f"`{r['batch']}`"]
+                        + [us(r["best_us"]), percent(r["routed_us"] / r["best_us"] - 1)]
+                        + [brief(r["routed"]), brief(r["best"])]
+                    )
+    return table(
+        ["device", "cache", "model", "heads", "batch", "best, us", "regret", "taken", "best"], rows
+    )
+
+
 def geometric(values):
     return math.exp(sum(map(math.log, values)) / len(values))
 
@@ -355,6 +421,8 @@ MAKERS = {
     "mixed": mixed,
     "shared": shared,
     "regret": regret,
+    "misses": misses,
+    "short": short_prefills,
     "summary": summary,
     "picture times": pictures("routes_16", "time", "16 heads"),
     "picture roofline": pictures("routes_16", "roofline", "Roofline of 16 heads"),
