@@ -132,6 +132,8 @@ def mark_slow_ways(code):
                 at += 1
         if i.opcode.startswith("SYNCS.PHASECHK"):
             for j in code[n + 1:n + 6]:
+                if j.opcode == "BRA" and not j.predicate:
+                    break  # out of a slow way, to where the wait is over
                 if j.opcode == "BRA" and j.target in place and place[j.target] != n:
                     at = place[j.target]  # where the failed wait goes on
                     again = code[at:at + 8]
