@@ -311,7 +311,7 @@ __device__ __forceinline__ void copy_step(const struct mla_mqa_args &a, const st
 template <class S, class T, int FORMAT> __device__ __forceinline__ void widen_format(char *shared)
 {
     /* Groups in 64 rows have no register left to keep addresses from step to step. */
-    int thread = (int)(S::group && S::swaps ? opaque(threadIdx.x) : threadIdx.x);
+    uint32_t thread = S::group && S::swaps ? opaque(threadIdx.x) : threadIdx.x;
     int lane = thread % 32, first = thread / 32 * 4;
 #pragma unroll
     for (int i = 0; i < 8; i += S::widened) {
