@@ -61,15 +61,6 @@ static int64_t longest_request(const struct mla_job *job)
     return longest;
 }
 
-/* Requests whose lists are split have few tokens, and are not grouped. */
-static bool has_groups(const struct mla_job *job)
-{
-    for (int64_t i = 0; i < job->num_requests; i++)
-        if (job->requests[i].query_len > 1 && mla_mqa_any_cut(job, &job->requests[i]).splits == 1)
-            return true;
-    return false;
-}
-
 static bool supports(const struct mla_job *job, char *why, size_t bytes)
 {
     const mla_problem *p = job->problem;
@@ -107,11 +98,20 @@ static mla_status scratch(const struct mla_job *job, size_t *bytes)
     struct grouping g = grouping_of(p);
     struct mla_mqa_tile t = group_tile(p, &g);
     *bytes = 0;
-    if (!has_groups(job))
+    if (!mla_union_has_groups(job, mla_mqa_any_cut))
         return MLA_OK;
     *bytes = mla_union_bytes(p, g.size, capacity_of(p, &g));
     mla_status status = mla_cuda_allow_shared(t.function, t.shared_bytes, MLA_ANY_SHARED_BYTES);
     return status == MLA_OK ? mla_union_prepare() : status;
+}
+
+static mla_status attend_groups(const struct mla_job *job, const struct mla_mqa_args *args,
+                                const struct mla_mqa_groups *groups, void *stream)
+{
+    struct grouping chosen = grouping_of(job->problem);
+    struct mla_mqa_tile t = group_tile(job->problem, &chosen);
+    struct mla_mqa_group_args g = {.a = *args, .groups = *groups};
+    return mla_mqa_launch_grid(&t, &g, groups->count, stream);
 }
 
 static mla_status launch(const struct mla_job *job, const struct mla_mqa_tile *tile,
@@ -119,27 +119,12 @@ static mla_status launch(const struct mla_job *job, const struct mla_mqa_tile *t
                          void *stream)
 {
     const mla_problem *p = job->problem;
-    struct grouping chosen = grouping_of(p);
-    struct mla_mqa_tile t = group_tile(p, &chosen);
+    struct grouping g = grouping_of(p);
     struct mla_mqa_args a = *args;
-    if (has_groups(job)) {
-        struct mla_mqa_group_args g = {
-            .a = *args,
-            .groups = mla_union_groups(p, chosen.size, capacity_of(p, &chosen), args->scratch),
-        };
-        int64_t all = mla_union_numbers(p, chosen.size), here = g.groups.count;
-        for (; g.groups.first < all; g.groups.first += (int32_t)here) {
-            g.groups.count = (int32_t)(all - g.groups.first < here ? all - g.groups.first : here);
-            mla_status status = mla_union_launch(p, args, &g.groups, chosen.most, stream);
-            if (status == MLA_OK)
-                status = mla_mqa_launch_grid(&t, &g, g.groups.count, stream);
-            if (status != MLA_OK)
-                return status;
-        }
-        a.group_counts = g.groups.counts;
-        a.group_size = g.groups.size;
-    }
-    return mla_mqa_launch_grid(tile, &a, launch->blocks, stream);
+    mla_status status = MLA_OK;
+    if (mla_union_has_groups(job, mla_mqa_any_cut))
+        status = mla_union_run(job, &a, g.size, capacity_of(p, &g), g.most, attend_groups, stream);
+    return status == MLA_OK ? mla_mqa_launch_grid(tile, &a, launch->blocks, stream) : status;
 }
 
 static const struct mla_mqa_engine engine = {

@@ -2,6 +2,8 @@
 /* Unions of top-k lists, host side: room for them and the launch of union.cu. */
 #include "union.h"
 
+#include "mqa_plan.h"
+
 #include "../device.h"
 #include "status.h"
 
@@ -15,7 +17,8 @@ static size_t aligned(size_t bytes)
     return (bytes + 255) & ~(size_t)255;
 }
 
-int64_t mla_union_numbers(const mla_problem *p, int size)
+/* Numbers of groups end below this. */
+static int64_t numbers(const mla_problem *p, int size)
 {
     return mla_total_q(p) / size + p->batch;
 }
@@ -23,17 +26,18 @@ int64_t mla_union_numbers(const mla_problem *p, int size)
 /* Groups whose lists are in memory at a time. */
 static int64_t groups_at_a_time(const mla_problem *p, int size, int capacity)
 {
-    int64_t all = mla_union_numbers(p, size), most = MOST_ENTRIES / (capacity < 1 ? 1 : capacity);
+    int64_t all = numbers(p, size), most = MOST_ENTRIES / (capacity < 1 ? 1 : capacity);
     return all < most ? all : most;
 }
 
 size_t mla_union_bytes(const mla_problem *p, int size, int capacity)
 {
     size_t entries = (size_t)groups_at_a_time(p, size, capacity) * (size_t)capacity;
-    return aligned(entries * 4) + aligned((size_t)mla_union_numbers(p, size) * 4);
+    return aligned(entries * 4) + aligned((size_t)numbers(p, size) * 4);
 }
 
-struct mla_mqa_groups mla_union_groups(const mla_problem *p, int size, int capacity, char *bytes)
+/* Their places in that many bytes, 256-byte aligned. */
+static struct mla_mqa_groups groups_of(const mla_problem *p, int size, int capacity, char *bytes)
 {
     int64_t groups = groups_at_a_time(p, size, capacity);
     size_t entries = (size_t)groups * (size_t)capacity;
@@ -48,8 +52,9 @@ mla_status mla_union_prepare(void)
     return mla_cuda_allow_shared(mla_union_function(), BITS_BYTES, MLA_ANY_SHARED_BYTES);
 }
 
-mla_status mla_union_launch(const mla_problem *p, const struct mla_mqa_args *a,
-                            const struct mla_mqa_groups *g, int most, void *stream)
+/* Makes the lists of g->count groups. */
+static mla_status launch_unions(const mla_problem *p, const struct mla_mqa_args *a,
+                                const struct mla_mqa_groups *g, int most, void *stream)
 {
     int64_t longest = 1, room = BITS_BYTES / 4 / g->size;
     for (int64_t b = 0; b < p->batch; b++)
@@ -72,5 +77,34 @@ mla_status mla_union_launch(const mla_problem *p, const struct mla_mqa_args *a,
     size_t shared = (size_t)g->size * (size_t)args.words * 4;
     MLA_CUDA(cudaLaunchKernel(mla_union_function(), (dim3){(unsigned)g->count, 1, 1},
                               (dim3){MLA_UNION_THREADS, 1, 1}, pointers, shared, stream));
+    return MLA_OK;
+}
+
+bool mla_union_has_groups(const struct mla_job *job,
+                          struct mla_mqa_cut (*cut)(const struct mla_job *,
+                                                    const struct mla_request *))
+{
+    for (int64_t i = 0; i < job->num_requests; i++)
+        if (job->requests[i].query_len > 1 && cut(job, &job->requests[i]).splits == 1)
+            return true;
+    return false;
+}
+
+mla_status mla_union_run(const struct mla_job *job, struct mla_mqa_args *args, int size,
+                         int capacity, int most, mla_union_attend *attend, void *stream)
+{
+    const mla_problem *p = job->problem;
+    struct mla_mqa_groups g = groups_of(p, size, capacity, args->scratch);
+    int64_t all = numbers(p, size), here = g.count;
+    for (; g.first < all; g.first += (int32_t)here) {
+        g.count = (int32_t)(all - g.first < here ? all - g.first : here);
+        mla_status status = launch_unions(p, args, &g, most, stream);
+        if (status == MLA_OK)
+            status = attend(job, args, &g, stream);
+        if (status != MLA_OK)
+            return status;
+    }
+    args->group_counts = g.counts;
+    args->group_size = g.size;
     return MLA_OK;
 }

@@ -11,6 +11,10 @@
 extern "C" {
 #endif
 
+struct mla_job;
+struct mla_request;
+struct mla_mqa_cut; /* mqa_plan.h */
+
 /* An entry of a union: the position of a key, and from bit MLA_UNION_MASK on a bit for each token
  * of the group that sees it, at least one. Positions are below 2^MLA_UNION_MASK. */
 enum { MLA_UNION_TOKENS = 8, MLA_UNION_MASK = 24, MLA_UNION_THREADS = 256 };
@@ -49,17 +53,25 @@ struct mla_mqa_tile mla_mqa_group_tile_f16(int rows, int rope_dim, bool packed);
  * shared memory. */
 const void *mla_union_function(void);
 
-/* union.c. Numbers of groups end below this. */
-int64_t mla_union_numbers(const mla_problem *problem, int size);
-/* Bytes that lists and counts take, and their places in so many bytes, 256-byte aligned; first 0 */
+/* union.c. Is there a request whose tokens are grouped, by the engine's cut? Those whose lists are
+ * split have few tokens, and are not. */
+bool mla_union_has_groups(const struct mla_job *job,
+                          struct mla_mqa_cut (*cut)(const struct mla_job *,
+                                                    const struct mla_request *));
+/* Bytes of scratch that lists and counts take. */
 size_t mla_union_bytes(const mla_problem *problem, int size, int capacity);
-struct mla_mqa_groups mla_union_groups(const mla_problem *problem, int size, int capacity,
-                                       char *bytes);
 /* Permission for the kernel's shared memory, once a device. */
 mla_status mla_union_prepare(void);
-/* Makes the lists of groups->count groups of a launch's requests. most: as in mla_union_args. */
-mla_status mla_union_launch(const mla_problem *problem, const struct mla_mqa_args *args,
-                            const struct mla_mqa_groups *groups, int most, void *stream);
+
+/* Attention of the groups whose lists are here. */
+typedef mla_status mla_union_attend(const struct mla_job *job, const struct mla_mqa_args *args,
+                                    const struct mla_mqa_groups *groups, void *stream);
+
+/* Lists of as many groups of a launch's requests as args->scratch has room for, then their
+ * attention, until all are done; args then say what single tokens leave alone. most: as in
+ * mla_union_args. */
+mla_status mla_union_run(const struct mla_job *job, struct mla_mqa_args *args, int size,
+                         int capacity, int most, mla_union_attend *attend, void *stream);
 
 #ifdef __cplusplus
 }

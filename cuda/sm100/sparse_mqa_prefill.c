@@ -172,19 +172,14 @@ static int capacity_of(const mla_problem *p)
     return (int)(most < MOST_CAPACITY ? most : MOST_CAPACITY);
 }
 
-/* Requests whose lists are split have few tokens, and are not grouped. */
 static bool has_groups(const struct mla_job *job)
 {
-    bool any = false;
     if (!group_size(job->problem))
         return false;
-    for (int64_t i = 0; i < job->num_requests; i++) {
-        const struct mla_request *r = &job->requests[i];
-        if (r->seq_len_kv >= (int64_t)1 << MLA_UNION_MASK)
+    for (int64_t i = 0; i < job->num_requests; i++)
+        if (job->requests[i].seq_len_kv >= (int64_t)1 << MLA_UNION_MASK)
             return false;
-        any = any || (r->query_len > 1 && cut(job, r).splits == 1);
-    }
-    return any;
+    return mla_union_has_groups(job, cut);
 }
 
 static mla_status scratch(const struct mla_job *job, size_t *bytes)
@@ -199,25 +194,12 @@ static mla_status scratch(const struct mla_job *job, size_t *bytes)
     return status == MLA_OK ? mla_union_prepare() : status;
 }
 
-/* Unions and the tiles of groups; a then says what single tokens leave alone. */
-static mla_status launch_groups(const struct mla_job *job, struct mla_mqa_args *a, void *stream)
+static mla_status launch_groups(const struct mla_job *job, const struct mla_mqa_args *a,
+                                const struct mla_mqa_groups *groups, void *stream)
 {
-    const mla_problem *p = job->problem;
-    struct mla_mqa_tile t = group_tile(p);
-    struct mla_mqa_groups g = mla_union_groups(p, group_size(p), capacity_of(p), a->scratch);
-    int64_t all = mla_union_numbers(p, g.size), here = g.count;
-    for (; g.first < all; g.first += (int32_t)here) {
-        g.count = (int32_t)(all - g.first < here ? all - g.first : here);
-        struct mla_sparse_args args = {.a = *a, .units = g.count, .groups = g};
-        mla_status status = mla_union_launch(p, a, &g, MOST_UNION, stream);
-        if (status == MLA_OK)
-            status = launch_units(job, &t, (int)p->heads_q, g.size, &args, stream);
-        if (status != MLA_OK)
-            return status;
-    }
-    a->group_counts = g.counts;
-    a->group_size = g.size;
-    return MLA_OK;
+    struct mla_mqa_tile t = group_tile(job->problem);
+    struct mla_sparse_args args = {.a = *a, .units = groups->count, .groups = *groups};
+    return launch_units(job, &t, (int)job->problem->heads_q, groups->size, &args, stream);
 }
 
 static mla_status launch(const struct mla_job *job, const struct mla_mqa_tile *tile,
@@ -229,7 +211,8 @@ static mla_status launch(const struct mla_job *job, const struct mla_mqa_tile *t
         return launch_any(p, args, launch, stream);
     struct mla_sparse_args g = {.a = *args, .units = (int32_t)(launch->blocks / tile->cluster)};
     if (has_groups(job)) {
-        mla_status status = launch_groups(job, &g.a, stream);
+        mla_status status = mla_union_run(job, &g.a, group_size(p), capacity_of(p), MOST_UNION,
+                                          launch_groups, stream);
         if (status != MLA_OK)
             return status;
     }

@@ -70,15 +70,6 @@ static int capacity_of(const mla_problem *p)
     return (int)(most < MOST_CAPACITY ? most : MOST_CAPACITY);
 }
 
-/* Requests whose lists are split have few tokens, and are not grouped. */
-static bool has_groups(const struct mla_job *job)
-{
-    for (int64_t i = 0; i < job->num_requests; i++)
-        if (job->requests[i].query_len > 1 && mla_mqa_any_cut(job, &job->requests[i]).splits == 1)
-            return true;
-    return false;
-}
-
 static struct mla_mqa_tile group_tile(const mla_problem *p)
 {
     int rope = (int)p->qk_rope_dim;
@@ -91,7 +82,7 @@ static mla_status scratch(const struct mla_job *job, size_t *bytes)
     const mla_problem *p = job->problem;
     mla_status status = mla_few_sm90_fits(job) ? mla_few_sm90_prepare(p) : MLA_OK;
     *bytes = 0;
-    if (!has_groups(job) || status != MLA_OK)
+    if (!mla_union_has_groups(job, mla_mqa_any_cut) || status != MLA_OK)
         return status;
     struct mla_mqa_tile t = group_tile(p);
     *bytes = mla_union_bytes(p, group_size(p), capacity_of(p));
@@ -132,19 +123,11 @@ static mla_status launch(const struct mla_job *job, const struct mla_mqa_tile *t
 {
     const mla_problem *p = job->problem;
     struct mla_mqa_args a = *args;
-    if (has_groups(job) && a.cache.align == 16 && a.q_align == 16) {
-        struct mla_mqa_groups g = mla_union_groups(p, group_size(p), capacity_of(p), args->scratch);
-        int64_t all = mla_union_numbers(p, g.size), here = g.count;
-        for (; g.first < all; g.first += (int32_t)here) {
-            g.count = (int32_t)(all - g.first < here ? all - g.first : here);
-            mla_status status = mla_union_launch(p, args, &g, most_union(p), stream);
-            if (status == MLA_OK)
-                status = launch_groups(job, args, &g, stream);
-            if (status != MLA_OK)
-                return status;
-        }
-        a.group_counts = g.counts;
-        a.group_size = g.size;
+    if (mla_union_has_groups(job, mla_mqa_any_cut) && a.cache.align == 16 && a.q_align == 16) {
+        mla_status status = mla_union_run(job, &a, group_size(p), capacity_of(p), most_union(p),
+                                          launch_groups, stream);
+        if (status != MLA_OK)
+            return status;
     }
     if (mla_few_sm90_fits(job))
         return mla_few_sm90_launch(job, tile, &a, launch, stream);
