@@ -31,7 +31,7 @@ struct mla_job {
     bool ignore_lists;      /* dense route over lists that are known to be complete */
     bool named;             /* the caller asked for this kernel by its name */
     bool alone;             /* the plan's only job: nobody else writes to its workspace */
-    int64_t wanted_splits;  /* 0 = choose; MLA_SPLITS_FILL */
+    int64_t wanted_splits;  /* 0 = choose; MLA_SPLITS_ALONE */
     size_t workspace_limit; /* bytes; 0 = the kernel's default */
     /* set by prepare: */
     int64_t num_splits;

@@ -280,10 +280,10 @@ static mla_status check_options(const mla_plan_options *o, int64_t batch)
         return mla_fail(MLA_ERR_ARGUMENT,
                         "mla_plan_create: precision: got %d, want MLA_PRECISION_FP32 or _FP64",
                         (int)o->precision);
-    if (o->num_splits < MLA_SPLITS_FILL || o->num_splits > 65536)
+    if (o->num_splits < MLA_SPLITS_ALONE || o->num_splits > 65536)
         return mla_fail(MLA_ERR_ARGUMENT,
                         "mla_plan_create: num_splits: got %" PRId64
-                        ", want 0 to 65536 or MLA_SPLITS_FILL",
+                        ", want 0 to 65536 or MLA_SPLITS_ALONE",
                         o->num_splits);
     return MLA_OK;
 }

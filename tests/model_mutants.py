@@ -49,8 +49,8 @@ def run(mla, family, schedule, kernel, problem, mutant):
     env.pop("MLA_KERNEL", None)
     try:
         done = subprocess.run(
-            [mla, "check", "--backend", "model", "--schedule", schedule, "--kernel", kernel,
-             problem],
+            [mla, "check", "--backend", "model", "--schedule", schedule, "--splits", "alone",
+             "--kernel", kernel, problem],
             env=env, capture_output=True, text=True, timeout=240, errors="replace")
     except subprocess.TimeoutExpired:
         return "no end after 240 s"

@@ -106,7 +106,7 @@ def poison(tensors):
 def check(mla, path, kernel, device, schedule, mutant=""):
     env = dict(os.environ, MLA_MODEL_SM=device, MLA_MODEL_MUTANT=mutant, OMP_NUM_THREADS="1")
     return subprocess.run([mla, "check", path, "--backend", "model", "--kernel", kernel,
-                           "--schedule", schedule], env=env, capture_output=True, text=True)
+                           "--splits", "alone", "--schedule", schedule], env=env, capture_output=True, text=True)
 
 
 def judge(mla, path, problem, kernels, variant):

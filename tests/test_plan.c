@@ -227,7 +227,7 @@ static void test_plan_misuse(void **state)
     assert_refused(mla_plan_create(context, &p, &o, &plan), MLA_ERR_ARGUMENT, "precision: got 2");
     o = (mla_plan_options){.num_splits = -2};
     assert_refused(mla_plan_create(context, &p, &o, &plan), MLA_ERR_ARGUMENT, "num_splits: got -2");
-    o = (mla_plan_options){.num_splits = MLA_SPLITS_FILL};
+    o = (mla_plan_options){.num_splits = MLA_SPLITS_ALONE};
     assert_ok(mla_plan_create(context, &p, &o, &plan));
     mla_plan_destroy(plan);
     for (int64_t n = 1;; n++) {

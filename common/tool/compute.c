@@ -24,7 +24,7 @@ double mla_seconds(void)
 static bool read_splits(const char *text, int64_t *splits)
 {
     char *end;
-    *splits = strcmp(text, "fill") == 0 ? MLA_SPLITS_FILL : 0;
+    *splits = strcmp(text, "alone") == 0 ? MLA_SPLITS_ALONE : 0;
     if (*splits || strcmp(text, "auto") == 0)
         return true;
     *splits = strtol(text, &end, 10);
@@ -62,7 +62,7 @@ int mla_compute_words(const struct command *command, struct compute *c)
     if (c->threads > 4096)
         return mla_usage(command, "--threads: got %lld, want 0 to 4096", (long long)c->threads);
     if (c->splits && !read_splits(c->splits, &c->num_splits))
-        return mla_usage(command, "--splits: got '%.80s', want auto, fill or a number up to 65536",
+        return mla_usage(command, "--splits: got '%.80s', want auto, alone or a number up to 65536",
                          c->splits);
     if (c->schedule && !is_schedule(c->schedule))
         return mla_usage(command, "--schedule: got '%.80s', want eager, late or random:SEED",

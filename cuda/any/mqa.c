@@ -203,7 +203,7 @@ mla_status mla_mqa_prepare(const struct mla_job *job, struct mla_mqa_plan **out)
     plan->most_splits = 1;
     plan->device = job->context->device;
     int64_t fill = 0;
-    if (job->wanted_splits == MLA_SPLITS_FILL && plan->engine->fills) {
+    if (job->wanted_splits == 0 && plan->engine->fills) {
         int sms = 0;
         status = mla_cuda_enter(job->context, &before);
         if (status == MLA_OK) {

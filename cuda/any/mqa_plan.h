@@ -42,7 +42,7 @@ struct mla_mqa_engine {
     const char *name;   /* for sentences */
     int num_tiles;      /* at most MLA_MQA_TILES */
     size_t most_shared; /* bytes of shared memory of a block; 0 = what the device has */
-    bool fills;         /* does MLA_SPLITS_FILL say more than 0? */
+    bool fills;         /* are its splits chosen by the batch where nobody says? */
     /* Beyond what mla_mqa_supports has checked for all: the device, the cache, lists. If not,
      * writes why as a clause. */
     bool (*supports)(const struct mla_job *job, char *why, size_t bytes);
@@ -92,8 +92,8 @@ static inline int64_t mla_mqa_keys(const struct mla_job *job, const struct mla_r
 {
     return mla_mqa_uses_lists(job) ? job->problem->topk : r->seq_len_kv;
 }
-/* Splits of a request's keys: those wanted, or (none wanted) as many as `room` tiles at a time
- * leave free, none of fewer than `least` keys, at most 64; never more than it has steps, nor fewer
+/* Splits of a request's keys: those wanted, or (none wanted, MLA_SPLITS_ALONE) as many as `room`
+ * tiles at a time leave free, none of fewer than `least` keys, at most 64; never more than it has steps, nor fewer
  * than 1. */
 static inline int64_t mla_mqa_choose_splits(int64_t wanted, int64_t room, int64_t keys,
                                             int64_t least, int64_t steps)

@@ -256,16 +256,18 @@ MLA_API mla_status mla_tensors_check(const mla_problem *problem, const mla_tenso
 
 /* -------------------------------------------------------------------- plan */
 
-/* num_splits: as many as keep the whole GPU busy with this batch. Shortest latency of few requests;
- * a request's bits then depend on the batch round it and on the GPU, which they else do not. */
-#define MLA_SPLITS_FILL (-1)
+/* num_splits: as many as each request would want if it were alone. Its bits then depend neither on
+ * the batch round it nor on the GPU's size; few requests are answered later, since part of the GPU
+ * stands idle. */
+#define MLA_SPLITS_ALONE (-1)
 
 typedef struct mla_plan_options {
     mla_route route;              /* MLA_ROUTE_AUTO, or one route for every request */
     const char *kernel;           /* NULL = choose; a name never falls back. MLA_KERNEL in the
                                       environment does the same where this is NULL */
     mla_precision precision;      /* CPU */
-    int64_t num_splits;           /* of decode; 0 = choose, from each request alone */
+    int64_t num_splits;           /* of decode; 0 = as many as keep the GPU busy with this batch,
+                                      or MLA_SPLITS_ALONE, or that many */
     bool nondeterministic;        /* allow results that differ between runs (none does today) */
     size_t workspace_limit_bytes; /* 0 = the route's own default; requests are split over query rows
                                       to fit */
