@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Cases on a CUDA device, judged against the fp64 reference: what problem strings cannot ask for.
- * Skipped where there is no device. With the word "model", missing pages in the functional model.
+ * Skipped where there is no device. With the word "model", missing pages and key splits in the functional model.
  * labels: cuda
  * timeout: 300 */
 #include "common/kernel.h"
@@ -252,6 +252,45 @@ struct thread {
 
 static struct run first;
 
+/* Key splits of request 0 of a batch; nothing runs. */
+static int64_t splits_of(const char *text, const char *kernel, int64_t wanted)
+{
+    const mla_plan_options options = {.kernel = kernel, .num_splits = wanted};
+    mla_problem p;
+    mla_plan *plan;
+    mla_request_info info;
+    if (mla_problem_parse(&p, text, NULL, 0) != MLA_OK ||
+        mla_plan_create(device, &p, &options, &plan) != MLA_OK ||
+        mla_plan_request(plan, 0, &info) != MLA_OK)
+        fail_msg("%s", mla_last_error());
+    mla_plan_destroy(plan);
+    mla_problem_release(&p);
+    return info.num_splits;
+}
+
+/* By default the batch decides: a lone request is split until it fills the device, one of many is
+ * not. MLA_SPLITS_ALONE: the request decides. A number is that number, as far as there are keys. */
+static void test_splits(void **state)
+{
+    (void)state;
+    if (!device)
+        skip();
+#define DECODE "attend form=absorbed heads=16 page=64 batch="
+    const int64_t lone = splits_of(DECODE "q1s32k", "mqa_any", 0);
+    const int64_t many = splits_of(DECODE "256q1s32k", "mqa_any", 0);
+    const int64_t alone = splits_of(DECODE "q1s32k", "mqa_any", MLA_SPLITS_ALONE);
+    assert_in_range(lone, 4, 256); /* the model has 4 processors */
+    assert_in_range(many, 1, lone - 1);
+    assert_in_range(alone, 2, 64);
+    assert_int_equal(splits_of(DECODE "256q1s32k", "mqa_any", MLA_SPLITS_ALONE), alone);
+    assert_int_equal(splits_of(DECODE "q1s32k,255q1s1k", "mqa_any", MLA_SPLITS_ALONE), alone);
+    assert_int_equal(splits_of(DECODE "q1s32k", "mqa_any", 7), 7);
+    assert_int_equal(splits_of(DECODE "q1s40", "mqa_any", 0), 1);
+    /* A long request among short ones is cut too. */
+    assert_in_range(splits_of(DECODE "q1s32k,100q1s512", "mqa_any", 0), 4, 256);
+#undef DECODE
+}
+
 static void *work(void *data)
 {
     struct thread *t = data;
@@ -296,11 +335,11 @@ static void test_threads(void **state)
 
 int main(int argc, char **argv)
 {
-    const struct CMUnitTest in_model[] = {cmocka_unit_test(test_missing_pages)};
+    const struct CMUnitTest in_model[] = {cmocka_unit_test(test_missing_pages),
+                                          cmocka_unit_test(test_splits)};
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_workspace_limits),
-        cmocka_unit_test(test_run_time_lengths),
-        cmocka_unit_test(test_missing_pages),
+        cmocka_unit_test(test_workspace_limits), cmocka_unit_test(test_run_time_lengths),
+        cmocka_unit_test(test_missing_pages),    cmocka_unit_test(test_splits),
         cmocka_unit_test(test_threads),
     };
     if (argc > 1 && strcmp(argv[1], "model") == 0) {

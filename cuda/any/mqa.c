@@ -79,33 +79,49 @@ static mla_status count_sms(int device, int *sms)
     return MLA_OK;
 }
 
-/* Key splits that fill the device with these requests: works of `length` keys. A round of works
- * takes as long as its keys and some more to begin and end, the merge once that and more. */
+/* Key splits that fill the device with these requests: works of how many keys? Costs are in keys of
+ * a work, some 30 ns each on an H100 (docs/performance.md). A round of works takes as long as its
+ * keys, or as memory takes for all of them, and some more to begin and end; the merge once that,
+ * and a part of a row is 4 KB that are written and read again. */
 static int64_t length_that_fills(const struct mla_job *job, const struct mla_mqa_engine *engine,
                                  int64_t sms)
 {
-    const int64_t begin = 128, merge = 256; /* in keys */
-    int64_t best = INT64_MAX, least = INT64_MAX;
+    const int64_t begin = 128, merge = 256, rows_a_key = 20, bytes_a_key = 84096, most_parts = 256;
+    const mla_problem *p = job->problem;
+    const bool lists = mla_mqa_uses_lists(job);
+    const int64_t row =
+        (int64_t)mla_cache_row_bytes(p->cache_format, p->kv_lora_rank, p->qk_rope_dim);
+    int64_t best = INT64_MAX, least = INT64_MAX, longest = 0, read = 0;
     struct mla_job one = *job;
     one.wanted_splits = 1;
-    for (int64_t length = 64; length <= INT32_MAX; length += (length / 8 + 63) / 64 * 64) {
-        int64_t works = 0;
-        bool split = false;
+    for (int64_t i = 0; i < job->num_requests; i++) {
+        const struct mla_request *r = &job->requests[i];
+        const int64_t keys = mla_mqa_keys(job, r);
+        longest = keys > longest ? keys : longest;
+        read += keys * (lists ? r->query_len : 1);
+    }
+    read = read * row / bytes_a_key;
+    for (int64_t most = 1; most <= most_parts; most += most / 16 + 1) {
+        const int64_t length = (longest / most + 63) / 64 * 64;
+        int64_t works = 0, part_rows = 0;
+        if (length == 0)
+            break;
         for (int64_t i = 0; i < job->num_requests; i++) {
             const struct mla_request *r = &job->requests[i];
             const struct mla_mqa_cut c = engine->cut(&one, r);
             const int64_t keys = mla_mqa_keys(job, r), parts = (keys + length - 1) / length;
-            const int64_t blocks = engine->tile(job->problem, c.tile).cluster;
+            const int64_t blocks = engine->tile(p, c.tile).cluster;
             works += c.tiles * (parts < 1 ? 1 : parts) * (blocks < 1 ? 1 : blocks);
-            split = split || (c.tiles && parts > 1);
+            part_rows += c.tiles && parts > 1 ? r->query_len * p->heads_q * parts : 0;
         }
-        const int64_t rounds = (works + sms - 1) / sms;
-        const int64_t cost = rounds * (length + begin) + (split ? merge : 0);
+        const int64_t rounds = (works + sms - 1) / sms, all = rounds * length;
+        const int64_t cost = (all > read ? all : read) + rounds * begin +
+                             (part_rows ? merge + part_rows / rows_a_key : 0);
         if (cost < least) {
             least = cost;
             best = length;
         }
-        if (!split)
+        if (length == 64)
             break;
     }
     return best;
