@@ -81,12 +81,12 @@ static mla_status count_sms(int device, int *sms)
 
 /* Key splits that fill the device with these requests: works of how many keys? Costs are in keys of
  * a work, some 30 ns each on an H100 (docs/performance.md). A round of works takes as long as its
- * keys, or as memory takes for all of them, and some more to begin and end; the merge once that,
- * and a part of a row is 4 KB that are written and read again. */
+ * keys, or as memory takes for all of them (a quarter of the lesser shows), and some more to begin
+ * and end; the merge once that, and a part of a row is 4 KB that are written and read again. */
 static int64_t length_that_fills(const struct mla_job *job, const struct mla_mqa_engine *engine,
                                  int64_t sms)
 {
-    const int64_t begin = 128, merge = 256, rows_a_key = 20, bytes_a_key = 84096, most_parts = 256;
+    const int64_t begin = 128, merge = 256, rows_a_key = 28, bytes_a_key = 84096, most_parts = 256;
     const mla_problem *p = job->problem;
     const bool lists = mla_mqa_uses_lists(job);
     const int64_t row =
@@ -115,7 +115,7 @@ static int64_t length_that_fills(const struct mla_job *job, const struct mla_mqa
             part_rows += c.tiles && parts > 1 ? r->query_len * p->heads_q * parts : 0;
         }
         const int64_t rounds = (works + sms - 1) / sms, all = rounds * length;
-        const int64_t cost = (all > read ? all : read) + rounds * begin +
+        const int64_t cost = (all > read ? all + read / 4 : read + all / 4) + rounds * begin +
                              (part_rows ? merge + part_rows / rows_a_key : 0);
         if (cost < least) {
             least = cost;
