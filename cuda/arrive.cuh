@@ -24,8 +24,11 @@ __device__ __forceinline__ bool arrives()
 /* Behind an arrival of the lane that elect_one picks: those of the others, if they arrive. */
 __device__ __forceinline__ void others_arrive(u32 bar)
 {
-    if (LANES_THAT_ARRIVE == 32 && !elect_one())
-        mbarrier_arrive(bar);
+    if (LANES_THAT_ARRIVE == 32) {
+        if (!elect_one())
+            mbarrier_arrive(bar);
+        __syncwarp();
+    }
 }
 
 /* One arrival a warp: all its lanes have come here. */
