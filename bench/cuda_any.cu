@@ -178,7 +178,7 @@ struct shape {
 static int sm; /* of the device */
 
 struct ceilings {
-    double mma, read, gather_8k, gather_32k;
+    double mma, read, gather_8k, gather_32k, gather_128k;
 };
 
 /* Times one row of the table on a shape; splits 0 = its own choice. */
@@ -217,9 +217,10 @@ static void run_kernel(const struct shape *s, const struct ceilings *ceil, const
     double flop = 2.0 * pairs * s->heads * (D + L), rate = flop / ms * 1e-9;
     double bytes = (s->topk ? pairs : slots) * (s->fp8 ? FP8_ROW_BYTES : 2 * D) +
                    tokens * s->heads * (D + L) * 2;
-    double memory = s->topk == 0      ? ceil->read
-                    : s->keys <= 8192 ? ceil->gather_8k
-                                      : ceil->gather_32k;
+    double memory = s->topk == 0       ? ceil->read
+                    : s->keys <= 8192  ? ceil->gather_8k
+                    : s->keys <= 32768 ? ceil->gather_32k
+                                       : ceil->gather_128k;
     printf("%-34s %-15s %8.4f ms %6.1f TFLOP/s %5.1f%% of mma %6.0f GB/s %5.1f%% of %s  splits "
            "%d\n",
            s->name, kernel->name, ms, rate, rate / ceil->mma * 100, bytes / ms * 1e-6,
@@ -371,10 +372,11 @@ static struct ceilings measure_ceilings(int processors)
         [&] { read_loop<<<8 * processors, 512>>>((uint4 *)memory, bytes / 16, (uint32_t *)out); });
     c.read = bytes / ms * 1e-6;
     int32_t *lists = device<int32_t>(4096 * 2048);
-    for (int bits = 13; bits <= 15; bits += 2) {
+    for (int bits = 13; bits <= 17; bits += 2) {
         fill_lists<<<4096, 256>>>(lists, 4096, 2048, bits);
         ms = median_ms([&] { gather_loop<<<4096, 576>>>(memory, lists, 2048, (uint32_t *)out); });
-        (bits == 13 ? c.gather_8k : c.gather_32k) = 4096.0 * 2048 * 1152 / ms * 1e-6;
+        double rate = 4096.0 * 2048 * 1152 / ms * 1e-6;
+        (bits == 13 ? c.gather_8k : bits == 15 ? c.gather_32k : c.gather_128k) = rate;
     }
     CHECK(cudaFree(memory));
     CHECK(cudaFree(lists));
@@ -405,7 +407,11 @@ int main(int argc, char **argv)
         {"sparse-prefill fp8 kv32k h64", 1, 4096, 32768, 64, 2048, true, true, false, false},
         {"sparse-prefill sink kv8k h16", 1, 4096, 8192, 16, 2048, false, false, false, true},
         {"sparse-prefill kv8k h128", 1, 4096, 8192, 128, 2048, false, false, false, false},
+        {"sparse-prefill kv8k h64", 1, 4096, 8192, 64, 2048, false, false, false, false},
         {"sparse-prefill kv8k h16", 1, 4096, 8192, 16, 2048, false, false, false, false},
+        {"sparse-prefill kv128k h128", 1, 4096, 131072, 128, 2048, false, false, false, false},
+        {"sparse-prefill kv128k h64", 1, 4096, 131072, 64, 2048, false, false, false, false},
+        {"sparse-prefill kv128k h16", 1, 4096, 131072, 16, 2048, false, false, false, false},
         {"sparse-decode fp8 b128 h128", 128, 1, 32768, 128, 2048, true, true, true, false, {2}},
         {"sparse-decode fp8 b128 sq2 h128", 128, 2, 32768, 128, 2048, true, true, true, false},
         {"sparse-decode fp8 b128 h64", 128, 1, 32768, 64, 2048, true, true, true, false, {2}},
@@ -455,8 +461,9 @@ int main(int argc, char **argv)
     flush_buffer = device<char>(FLUSH);
     struct ceilings c = measure_ceilings(prop.multiProcessorCount);
     printf("%s, %d SMs\nceilings: mma.sync bf16 %.1f TFLOP/s, read %.0f GB/s, gather of 1152-byte "
-           "rows %.0f GB/s (8 K rows), %.0f (32 K)\n",
-           prop.name, prop.multiProcessorCount, c.mma, c.read, c.gather_8k, c.gather_32k);
+           "rows %.0f GB/s (8 K rows), %.0f (32 K), %.0f (128 K)\n",
+           prop.name, prop.multiProcessorCount, c.mma, c.read, c.gather_8k, c.gather_32k,
+           c.gather_128k);
     for (const struct shape &s : shapes)
         if (strstr(s.name, word))
             run_shape(&s, &c);

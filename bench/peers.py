@@ -4,7 +4,7 @@
 `mla check` judge every result.
 
     bench/peers.py PROBLEM... [--mla build/mla] [--repeats 25] [--rows 16] [--reference]
-                              [--json FILE]
+                              [--kernels NAME,...] [--json FILE]
 
 PROBLEM is a problem file or a problem string in quotes ('attend form=absorbed ...'). Peers are what
 can be imported:
@@ -20,9 +20,10 @@ A peer that takes heads in multiples of 64 only gets zero heads beside the probl
 is not timed, computing them is. Times: CUDA events, three warm-ups, then before each repeat 256 MB
 are written (L2) and the device sleeps, so that launching stays out; cold = median, warm = mean of
 calls back to back. libmla's own times come from `mla bench --routes auto` (same method), run before
-and after the peers; the ratio is libmla's median over the peer's. Each peer's output goes to a
-result file, which `mla check --against` judges by its own bounds; `rel` is its relative Frobenius
-error against libmla's fp64 reference, where that is asked for (--reference).
+and after the peers; the ratio is libmla's median over the peer's. Every output, libmla's own too,
+goes to a result file, which `mla check --against` judges by its bounds; `rel` is its relative
+Frobenius error against libmla's fp64 reference, where that is asked for (--reference). --kernels
+names rows of `mla info` whose results are judged beside that of the row which libmla chooses.
 """
 import argparse
 import contextlib
@@ -108,6 +109,20 @@ def ours(mla, text, repeats):
     rows = rows.get("results", rows.get("rows", rows)) if isinstance(rows, dict) else rows
     return [(r["kernel"], r["median_us"], r["warm_us"]["median"]) for r in rows
             if r.get("route") == "auto"]
+
+
+def own_result(mla, path, kernel=None):
+    """What libmla computes on the GPU, by the row it chooses or the one named; None if it can't."""
+    with tempfile.TemporaryDirectory() as folder:
+        result = os.path.join(folder, "own.safetensors")
+        named = ["--kernel", kernel] if kernel else []
+        done = subprocess.run([mla, "run", path, "--backend", "cuda", *named, "-o", result],
+                              capture_output=True, text=True, check=False)
+        if done.returncode != 0:
+            print(f"  libmla {kernel or ''}:",
+                  (done.stderr.strip().splitlines() or ["failed"])[-1][:200])
+            return None
+        return load(result)[0]["out"]
 
 
 # ------------------------------------------------------------------------------------------- peers
@@ -332,14 +347,18 @@ def judge(mla, problem, name, tensor, rows):
         return lines[0].split()[0] if done.stdout else "error", lines[0]
 
 
-def error_of(mla, problem, tensor):
-    """Relative Frobenius error against the fp64 reference of all rows."""
+def reference_of(mla, problem):
+    """The fp64 reference of all rows."""
     with tempfile.TemporaryDirectory() as folder:
         path = os.path.join(folder, "want.safetensors")
         subprocess.run([mla, "run", problem, "--precision", "fp64", "-o", path], check=True,
                        capture_output=True)
-        want = load(path)[0]["out"].double()
-        return float((tensor.double().cpu() - want).norm() / want.norm())
+        return load(path)[0]["out"].double()
+
+
+def error_of(tensor, want):
+    """Relative Frobenius error."""
+    return float((tensor.double().cpu() - want).norm() / want.norm())
 
 
 def measure(problem, a, table):
@@ -358,44 +377,60 @@ def measure(problem, a, table):
         wide = tensors["k"].shape[2] + tensors["v"].shape[2] if "k" in tensors else 576 + 512
         flop = 2 * pairs_of(tensors) * tensors["q"].shape[1] * wide
         best = {}
+        want = reference_of(a.mla, path) if a.reference else None
 
-        def row(name, cold, warm, verdict, rel):
-            ratio = f"{best['ours'] / cold:6.2f}" if "ours" in best and name[:6] != "libmla" else ""
-            tflops = flop / cold * 1e-6
-            print(f"  {name:<28} {cold:10.1f} {warm:10.1f} {tflops:8.1f} {ratio:>7}  "
+        def row(name, times, result):
+            """Prints a row; times: cold and warm or (); result: a tensor to judge or None."""
+            verdict, said, rel, ratio, tflops = "", "", None, "", None
+            if result is not None:
+                verdict, said = judge(a.mla, path, name, result, a.rows)
+                rel = error_of(result, want) if a.reference else None
+            if times:
+                tflops = flop / times[0] * 1e-6
+                if "ours" in best and not name.startswith("libmla"):
+                    ratio = f"{best['ours'] / times[0]:6.2f}"
+            cold, warm, rate = (f"{x:.1f}" for x in (*times, tflops)) if times else ("", "", "")
+            print(f"  {name:<28} {cold:>10} {warm:>10} {rate:>8} {ratio:>7}  "
                   f"{'' if rel is None else f'{rel:.3e}':>10} {verdict}")
-            table.append({"problem": problem, "name": name, "cold_us": cold, "warm_us": warm,
-                          "tflops": tflops, "checked": verdict, "rel": rel})
+            if said and verdict not in ("ok", "weak"):
+                print("   ", said)
+            table.append({"problem": problem, "name": name, "cold_us": times[0] if times else None,
+                          "warm_us": times[1] if times else None, "tflops": tflops,
+                          "checked": verdict, "rel": rel})
 
-        def own():
+        def own_times():
             if is_text:
-                for kernel, cold, warm in ours(a.mla, problem, a.repeats):
-                    best["ours"] = min(cold, best.get("ours", cold))
-                    row("libmla " + kernel, cold, warm, "", None)
+                for kernel, *times in ours(a.mla, problem, a.repeats):
+                    best["ours"] = min(times[0], best.get("ours", times[0]))
+                    row("libmla " + kernel, times, None)
 
-        own()
+        if a.repeats:
+            own_times()
+        for kernel in [None, *filter(None, a.kernels.split(","))]:
+            result = own_result(a.mla, path, kernel)
+            if result is not None:
+                row("libmla " + (kernel or "(its choice)"), (), result)
         for name, call, out in peers_of(tensors, meta):
             try:
-                cold, warm = time_of(call, a.repeats)
+                times = time_of(call, a.repeats) if a.repeats else ()
                 result = out()
             except (RuntimeError, AssertionError, TypeError) as why:
                 print(f"  {name}: {(str(why).splitlines() or ['failed'])[0][:100]}")
                 continue
-            verdict, said = judge(a.mla, path, name, result, a.rows)
-            rel = error_of(a.mla, path, result) if a.reference else None
-            row(name, cold, warm, verdict, rel)
-            if verdict not in ("ok", "weak"):
-                print("   ", said)
-        own()
+            row(name, times, result)
+        if a.repeats:
+            own_times()
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("problems", nargs="+", metavar="PROBLEM")
     parser.add_argument("--mla", default="build/mla")
-    parser.add_argument("--repeats", type=int, default=25)
+    parser.add_argument("--repeats", type=int, default=25, help="of each time; 0 times nothing")
     parser.add_argument("--rows", type=int, default=16, help="rows judged of each result")
     parser.add_argument("--reference", action="store_true", help="errors of all rows against fp64")
+    parser.add_argument("--kernels", default="", metavar="NAME,...",
+                        help="rows of libmla to judge too")
     parser.add_argument("--json", metavar="FILE")
     a = parser.parse_args()
     if not torch.cuda.is_available():

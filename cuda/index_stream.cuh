@@ -43,6 +43,7 @@
 #define MLA_CUDA_INDEX_STREAM_CUH
 
 #include "any/index_rows.cuh"
+#include "arrive.cuh"
 #include "ptx/barrier.cuh"
 #include "ptx/convert.cuh"
 #include "ptx/cp_async.cuh"
@@ -315,7 +316,7 @@ __device__ __forceinline__ void hand_on(u32 bar)
     if (MLA_MUTANT != 1)
         fence_proxy_async();
     __syncwarp();
-    if (threadIdx.x % 32 == 0)
+    if (threadIdx.x % 32 < LANES_THAT_ARRIVE)
         mbarrier_arrive(bar);
 }
 

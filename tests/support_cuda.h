@@ -4,30 +4,15 @@
 #ifndef MLA_TESTS_SUPPORT_CUDA_H
 #define MLA_TESTS_SUPPORT_CUDA_H
 
+#include "cuda_calls.h"
+
 #include "common/format.h"
 #include "common/kernel.h"
 #include "common/tool/case.h"
 
-#include <cuda_runtime_api.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-
-#define CUDA(call)                                                                                 \
-    do {                                                                                           \
-        cudaError_t e_ = (call);                                                                   \
-        if (e_ != cudaSuccess) {                                                                   \
-            printf("%s:%d: %s: %s\n", __FILE__, __LINE__, #call, cudaGetErrorString(e_));          \
-            exit(1);                                                                               \
-        }                                                                                          \
-    } while (0)
-#define OK(call)                                                                                   \
-    do {                                                                                           \
-        if ((call) != MLA_OK) {                                                                    \
-            printf("%s:%d: %s\n", __FILE__, __LINE__, mla_last_error());                           \
-            exit(1);                                                                               \
-        }                                                                                          \
-    } while (0)
 
 /* Host memory, aligned to 256. */
 static inline void *allocate(size_t bytes)

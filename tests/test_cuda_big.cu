@@ -11,6 +11,8 @@
  *
  * Parts that do not fit the device's memory are named and left out. Exit 77 = skipped (no device).
  * A word on the command line keeps the parts whose name holds it. */
+#include "cuda_calls.h"
+
 #include "mla/cache.h"
 #include "mla/index.h"
 
@@ -21,22 +23,6 @@
 #include <string.h>
 #include <time.h>
 #include <vector>
-
-#define CUDA(call)                                                                                 \
-    do {                                                                                           \
-        cudaError_t e_ = (call);                                                                   \
-        if (e_ != cudaSuccess) {                                                                   \
-            printf("%s:%d: %s: %s\n", __FILE__, __LINE__, #call, cudaGetErrorString(e_));          \
-            exit(1);                                                                               \
-        }                                                                                          \
-    } while (0)
-#define OK(call)                                                                                   \
-    do {                                                                                           \
-        if ((call) != MLA_OK) {                                                                    \
-            printf("%s:%d: %s\n", __FILE__, __LINE__, mla_last_error());                           \
-            exit(1);                                                                               \
-        }                                                                                          \
-    } while (0)
 
 static mla_context *context;
 static int failures;

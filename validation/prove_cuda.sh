@@ -92,6 +92,14 @@ if [ -n "$sanitizer" ]; then
         done
         part "$tool-merge" "${run[@]}" "$build/tests/test_device_merge"
     done
+    # Rows of sm_90 by name. racecheck follows their barriers in a build with -DMLA_RACECHECK=ON alone.
+    if grep -q '^MLA_RACECHECK:BOOL=ON' "$build/CMakeCache.txt" 2>/dev/null; then
+        number=0
+        while read -r kernel problem; do
+            part "racecheck-sm90-$((number++))" "$sanitizer" --tool racecheck --error-exitcode 99 \
+                "$build/mla" check --backend cuda --kernel "$kernel" --rows 4 "$problem"
+        done <validation/racecheck_sm90.txt
+    fi
 else
     echo "no compute-sanitizer here: its parts are left out"
 fi

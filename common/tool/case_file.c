@@ -5,7 +5,7 @@
 #include "case_file.h"
 #include "format.h"
 #include "kernel.h"
-#include "status.h"
+#include "try.h"
 
 #include <inttypes.h>
 #include <math.h>
@@ -222,14 +222,6 @@ static mla_status want_dtype(const struct loader *l, enum id id, enum id as)
                   mla_st_dtype_name(l->t[id]->dtype), mla_st_dtype_name(l->t[as]->dtype),
                   known[as].name);
 }
-
-/* Stops at the first status that is not MLA_OK. */
-#define TRY(call)                                                                                  \
-    do {                                                                                           \
-        mla_status try_status = (call);                                                            \
-        if (try_status != MLA_OK)                                                                  \
-            return try_status;                                                                     \
-    } while (0)
 
 /* Data of a tensor for the case: in the file where its address suits the dtype, else a copy. Packed
  * records hold f32 and bf16 values, so bytes ask for 16 as well. */

@@ -3,7 +3,7 @@
 #include "case_file.h"
 #include "format.h"
 #include "kernel.h"
-#include "status.h"
+#include "try.h"
 
 #include <inttypes.h>
 #include <stdarg.h>
@@ -85,13 +85,6 @@ __attribute__((format(printf, 3, 4))) static void add_key(struct saver *s, const
     s->values[s->num_metadata] = s->texts[s->num_metadata];
     s->num_metadata++;
 }
-
-#define TRY(call)                                                                                  \
-    do {                                                                                           \
-        mla_status try_status = (call);                                                            \
-        if (try_status != MLA_OK)                                                                  \
-            return try_status;                                                                     \
-    } while (0)
 
 static mla_status add_cache(struct saver *s, const mla_problem *p, const mla_tensors *t,
                             int64_t sum_kv)

@@ -85,7 +85,7 @@ struct compute {
          OPTION_TEXT,                                                                              \
          &(c).splits,                                                                              \
          "N",                                                                                      \
-         "key splits of decode: auto (default), a number, or fill: as many as fill the GPU"},      \
+         "key splits of decode: auto (default), a number, or alone: by each request alone"},       \
     {                                                                                              \
         "threads", 0, OPTION_COUNT, &(c).threads, "N", "CPU threads (default: all)"                \
     }

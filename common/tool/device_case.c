@@ -1,10 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* A case on a CUDA device. */
 #include "device_case.h"
+#include "try.h"
 
 #include "common/format.h"
 #include "common/kernel.h"
-#include "common/status.h"
 
 #ifndef MLA_WITH_CUDA
 
@@ -36,7 +36,6 @@ void mla_device_case_free(struct mla_device_case *c)
 
 #else
 
-#include <cuda_runtime_api.h>
 #include <string.h>
 
 enum { MOST_BUFFERS = 24, GUARD_BYTES = 1024 };
@@ -60,23 +59,9 @@ struct mla_device_case {
     cudaEvent_t start, stop;
 };
 
-static mla_status failed(const char *call, cudaError_t error)
-{
-    cudaGetLastError();
-    return mla_fail(error == cudaErrorMemoryAllocation ? MLA_ERR_MEMORY : MLA_ERR_CUDA, "%s: %s",
-                    call, cudaGetErrorString(error));
-}
-
-#define TRY(call)                                                                                  \
-    do {                                                                                           \
-        cudaError_t error_ = (call);                                                               \
-        if (error_ != cudaSuccess)                                                                 \
-            return failed(#call, error_);                                                          \
-    } while (0)
-
 static mla_status buffer(struct mla_device_case *c, size_t bytes, void **out)
 {
-    TRY(cudaMalloc(out, bytes ? bytes : 1));
+    TRY_CUDA(cudaMalloc(out, bytes ? bytes : 1));
     c->buffers[c->num_buffers++] = *out;
     return MLA_OK;
 }
@@ -90,8 +75,9 @@ static mla_status move(struct mla_device_case *c, const void *host, size_t bytes
     mla_status status = buffer(c, bytes, &device);
     if (status != MLA_OK)
         return status;
-    TRY(cudaMemcpy(device, host, bytes, cudaMemcpyHostToDevice));
-    TRY(cudaStreamSynchronize(cudaStreamLegacy)); /* a run's stream does not wait for that one */
+    TRY_CUDA(cudaMemcpy(device, host, bytes, cudaMemcpyHostToDevice));
+    TRY_CUDA(
+        cudaStreamSynchronize(cudaStreamLegacy)); /* a run's stream does not wait for that one */
     *data = device;
     return MLA_OK;
 }
@@ -201,10 +187,10 @@ static mla_status prepare(struct mla_device_case *c, const struct mla_case *k,
 {
     const mla_problem *p = &k->problem;
     int64_t rows = mla_total_q(p) * p->heads_q;
-    TRY(cudaSetDevice(c->device));
-    TRY(cudaStreamCreateWithFlags(&c->stream, cudaStreamNonBlocking));
-    TRY(cudaEventCreate(&c->start));
-    TRY(cudaEventCreate(&c->stop));
+    TRY_CUDA(cudaSetDevice(c->device));
+    TRY_CUDA(cudaStreamCreateWithFlags(&c->stream, cudaStreamNonBlocking));
+    TRY_CUDA(cudaEventCreate(&c->start));
+    TRY_CUDA(cudaEventCreate(&c->stop));
     c->tensors = k->tensors;
     mla_status status = move_inputs(c, p);
     if (status == MLA_OK)
@@ -241,7 +227,7 @@ mla_status mla_device_case_open(int device, const mla_plan *plan, const struct m
 static mla_status check_guard(const char *what, const void *device, size_t bytes)
 {
     unsigned char guard[GUARD_BYTES];
-    TRY(cudaMemcpy(guard, (const char *)device + bytes, GUARD_BYTES, cudaMemcpyDeviceToHost));
+    TRY_CUDA(cudaMemcpy(guard, (const char *)device + bytes, GUARD_BYTES, cudaMemcpyDeviceToHost));
     for (int i = 0; i < GUARD_BYTES; i++)
         if (guard[i] != 0xFF)
             return mla_fail(MLA_ERR_DEVICE, "%s: the run wrote byte %d behind its end", what, i);
@@ -251,22 +237,22 @@ static mla_status check_guard(const char *what, const void *device, size_t bytes
 mla_status mla_device_case_run(struct mla_device_case *c, double *seconds)
 {
     float ms;
-    TRY(cudaSetDevice(c->device));
-    TRY(cudaMemsetAsync(c->workspace, 0xFF, c->workspace_bytes + GUARD_BYTES, c->stream));
+    TRY_CUDA(cudaSetDevice(c->device));
+    TRY_CUDA(cudaMemsetAsync(c->workspace, 0xFF, c->workspace_bytes + GUARD_BYTES, c->stream));
     for (int i = 0; i < c->num_outputs; i++)
-        TRY(cudaMemsetAsync(c->outputs[i].device, 0xFF, c->outputs[i].bytes + GUARD_BYTES,
-                            c->stream));
-    TRY(cudaEventRecord(c->start, c->stream));
+        TRY_CUDA(cudaMemsetAsync(c->outputs[i].device, 0xFF, c->outputs[i].bytes + GUARD_BYTES,
+                                 c->stream));
+    TRY_CUDA(cudaEventRecord(c->start, c->stream));
     mla_status status = mla_run(c->plan, &c->tensors, c->workspace, c->workspace_bytes, c->stream);
     if (status != MLA_OK)
         return status;
-    TRY(cudaEventRecord(c->stop, c->stream));
-    TRY(cudaStreamSynchronize(c->stream));
-    TRY(cudaEventElapsedTime(&ms, c->start, c->stop));
+    TRY_CUDA(cudaEventRecord(c->stop, c->stream));
+    TRY_CUDA(cudaStreamSynchronize(c->stream));
+    TRY_CUDA(cudaEventElapsedTime(&ms, c->start, c->stop));
     *seconds = ms * 1e-3;
     for (int i = 0; i < c->num_outputs; i++) {
         const struct output *o = &c->outputs[i];
-        TRY(cudaMemcpy(o->host, o->device, o->bytes, cudaMemcpyDeviceToHost));
+        TRY_CUDA(cudaMemcpy(o->host, o->device, o->bytes, cudaMemcpyDeviceToHost));
         status = check_guard("outputs", o->device, o->bytes);
         if (status != MLA_OK)
             return status;

@@ -3,9 +3,9 @@
 #include "timer.h"
 
 #include "command.h"
+#include "try.h"
 
 #include "common/kernel.h"
-#include "common/status.h"
 #include "common/trace.h"
 
 #include <stdlib.h>
@@ -34,34 +34,19 @@ static bool on_device(const mla_context *context)
 /* ------------------------------------------------------------ backend memory */
 
 #ifdef MLA_WITH_CUDA
-#include <cuda_runtime_api.h>
-
-static mla_status failed(const char *call, cudaError_t error)
-{
-    cudaGetLastError();
-    return mla_fail(error == cudaErrorMemoryAllocation ? MLA_ERR_MEMORY : MLA_ERR_CUDA, "%s: %s",
-                    call, cudaGetErrorString(error));
-}
-
-#define TRY(call)                                                                                  \
-    do {                                                                                           \
-        cudaError_t error_ = (call);                                                               \
-        if (error_ != cudaSuccess)                                                                 \
-            return failed(#call, error_);                                                          \
-    } while (0)
-
 static mla_status device_new(const mla_context *context, size_t bytes, void **out)
 {
-    TRY(cudaSetDevice(context->device));
-    TRY(cudaMalloc(out, bytes ? bytes : 1));
+    TRY_CUDA(cudaSetDevice(context->device));
+    TRY_CUDA(cudaMalloc(out, bytes ? bytes : 1));
     return MLA_OK;
 }
 
 static mla_status device_copy(const mla_context *context, void *to, const void *from, size_t bytes)
 {
-    TRY(cudaSetDevice(context->device));
-    TRY(cudaMemcpy(to, from, bytes, cudaMemcpyDefault));
-    TRY(cudaStreamSynchronize(cudaStreamLegacy)); /* the runs' stream does not wait for that one */
+    TRY_CUDA(cudaSetDevice(context->device));
+    TRY_CUDA(cudaMemcpy(to, from, bytes, cudaMemcpyDefault));
+    TRY_CUDA(
+        cudaStreamSynchronize(cudaStreamLegacy)); /* the runs' stream does not wait for that one */
     return MLA_OK;
 }
 #else
@@ -167,11 +152,11 @@ static mla_status run_once(const struct mla_timer *t)
 
 static mla_status device_open(struct mla_timer *t)
 {
-    TRY(cudaSetDevice(t->context->device));
-    TRY(cudaStreamCreateWithFlags(&t->stream, cudaStreamNonBlocking));
+    TRY_CUDA(cudaSetDevice(t->context->device));
+    TRY_CUDA(cudaStreamCreateWithFlags(&t->stream, cudaStreamNonBlocking));
     for (int i = 0; i < 2 * MLA_TIMER_RUNS; i++)
-        TRY(cudaEventCreate(&t->event[i]));
-    TRY(cudaMalloc(&t->flush, FLUSH_BYTES));
+        TRY_CUDA(cudaEventCreate(&t->event[i]));
+    TRY_CUDA(cudaMalloc(&t->flush, FLUSH_BYTES));
     return MLA_OK;
 }
 
@@ -187,7 +172,7 @@ static void device_close(struct mla_timer *t)
 
 static mla_status device_wait(struct mla_timer *t)
 {
-    TRY(cudaStreamSynchronize(t->stream));
+    TRY_CUDA(cudaStreamSynchronize(t->stream));
     return MLA_OK;
 }
 
@@ -195,22 +180,22 @@ static mla_status device_wait(struct mla_timer *t)
  * where the host is slow. */
 static mla_status device_runs(struct mla_timer *t, int n, bool cold, double *seconds)
 {
-    TRY(cudaSetDevice(t->context->device));
+    TRY_CUDA(cudaSetDevice(t->context->device));
     for (int i = 0; i < n; i++) {
         for (int twice = 0; twice < 2 && (cold || i == 0); twice++)
-            TRY(cudaMemsetAsync(t->flush, i, FLUSH_BYTES, t->stream));
+            TRY_CUDA(cudaMemsetAsync(t->flush, i, FLUSH_BYTES, t->stream));
         if (cold || i == 0)
-            TRY(cudaEventRecord(t->event[2 * i], t->stream));
+            TRY_CUDA(cudaEventRecord(t->event[2 * i], t->stream));
         mla_status status = run_once(t);
         if (status != MLA_OK)
             return status;
-        TRY(cudaEventRecord(t->event[2 * i + 1], t->stream));
+        TRY_CUDA(cudaEventRecord(t->event[2 * i + 1], t->stream));
     }
-    TRY(cudaStreamSynchronize(t->stream));
+    TRY_CUDA(cudaStreamSynchronize(t->stream));
     for (int i = 0; i < n; i++) {
         float ms;
-        TRY(cudaEventElapsedTime(&ms, t->event[cold || i == 0 ? 2 * i : 2 * i - 1],
-                                 t->event[2 * i + 1]));
+        TRY_CUDA(cudaEventElapsedTime(&ms, t->event[cold || i == 0 ? 2 * i : 2 * i - 1],
+                                      t->event[2 * i + 1]));
         seconds[i] = ms * 1e-3;
     }
     return MLA_OK;
@@ -239,7 +224,7 @@ static mla_status add_part(struct marks *m, int i, cudaEvent_t stop, struct mla_
 {
     float ms;
     int at = 0;
-    TRY(cudaEventElapsedTime(&ms, m->event[i], i + 1 < m->count ? m->event[i + 1] : stop));
+    TRY_CUDA(cudaEventElapsedTime(&ms, m->event[i], i + 1 < m->count ? m->event[i + 1] : stop));
     while (at < *count && strcmp(parts[at].name, m->name[i]) != 0)
         at++;
     if (at == MLA_TIMER_PARTS)
@@ -261,7 +246,7 @@ static mla_status device_parts(struct mla_timer *t, struct mla_timer_part *parts
     mla_status status = device_runs(t, 1, true, &seconds);
     mla_trace = NULL;
     if (status == MLA_OK && m->error != cudaSuccess)
-        status = failed("cudaEventRecord", m->error);
+        status = mla_try_failed("cudaEventRecord", m->error);
     for (int i = 0; status == MLA_OK && i < m->count; i++)
         status = add_part(m, i, t->event[1], parts, count);
     for (int i = 0; i < m->count; i++)

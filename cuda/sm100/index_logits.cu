@@ -177,7 +177,7 @@ __global__ void __launch_bounds__(ALL_THREADS, 1)
         if (elect_one()) {
             int groups = shape_of<HP, 1>(a).groups;
             for (int i = 0; i < m::STAGES; i++) {
-                mbarrier_init(smem + m::KEY_FULL + 8 * i, 4);
+                mbarrier_init(smem + m::KEY_FULL + 8 * i, 4 * LANES_THAT_ARRIVE);
                 mbarrier_init(smem + m::KEY_EMPTY + 8 * i, 4 * groups);
             }
             for (int i = 0; i < 2; i++) {

@@ -88,7 +88,7 @@ __device__ __forceinline__ void unit(const struct team_work<BF16> &t, const u64 
             multiply<BF16>(d, wgmma_desc(at[0] + half * 64 * 128, 0, 1024, 128), q);
             if (half == 1 && first + 2 >= chunks) { /* the keys have been read */
                 __syncwarp();
-                if (threadIdx.x % 32 == 0)
+                if (threadIdx.x % 32 < LANES_THAT_ARRIVE)
                     mbarrier_arrive(empty);
             }
 #pragma unroll
@@ -146,8 +146,8 @@ __global__ void __launch_bounds__(ALL_THREADS, 1)
     if (warp == 8) {
         if (elect_one()) {
             for (int i = 0; i < m::STAGES; i++) {
-                mbarrier_init(smem + m::KEY_FULL + 8 * i, 4);
-                mbarrier_init(smem + m::KEY_EMPTY + 8 * i, 4 * s.groups);
+                mbarrier_init(smem + m::KEY_FULL + 8 * i, 4 * LANES_THAT_ARRIVE);
+                mbarrier_init(smem + m::KEY_EMPTY + 8 * i, 4 * s.groups * LANES_THAT_ARRIVE);
             }
             fence_mbarrier_init();
         }

@@ -566,7 +566,7 @@ tile_step(const struct index_launch &a, u32 smem, struct part<HP> &p, ring<tile:
     tile_multiply(d, keys + 64 * 128, queries);
     uint2 v = ld_shared<uint2>(smem + tile::SCALE + (at.stage * KEYS + key) * 8);
     __syncwarp(); /* the keys have been read */
-    if (threadIdx.x % 32 == 0)
+    if (threadIdx.x % 32 < LANES_THAT_ARRIVE)
         mbarrier_arrive(smem + tile::KEY_EMPTY + 8 * at.stage);
     tile_sums<HP>(d, weights, others, 1, sums);
     uint2 all = ld_shared<uint2>(smem + tile::CLEAR + 8 * p.group);
@@ -636,8 +636,8 @@ __global__ void __launch_bounds__(TILE_THREADS, 1)
     if (warp == LOAD_WARP) {
         if (elect_one()) {
             for (int i = 0; i < tile::STAGES; i++) {
-                mbarrier_init(smem + tile::KEY_FULL + 8 * i, 4);
-                mbarrier_init(smem + tile::KEY_EMPTY + 8 * i, 16);
+                mbarrier_init(smem + tile::KEY_FULL + 8 * i, 4 * LANES_THAT_ARRIVE);
+                mbarrier_init(smem + tile::KEY_EMPTY + 8 * i, 16 * LANES_THAT_ARRIVE);
             }
             fence_mbarrier_init();
         }

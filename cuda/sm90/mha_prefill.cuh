@@ -506,19 +506,19 @@ __global__ void __launch_bounds__(MHA_THREADS, 1)
     const u32 warp = warp_index();
     if (warp == 0 && elect_one()) {
         for (int i = 0; i < 2; i++) {
-            mbarrier_init(smem + S::q_full + i * 8, 1);
-            mbarrier_init(smem + S::q_free + i * 8, 4);
+            mbarrier_init(smem + S::q_full + i * 8, LANES_THAT_ARRIVE);
+            mbarrier_init(smem + S::q_free + i * 8, 4 * LANES_THAT_ARRIVE);
         }
         for (int i = 0; i < MHA_WORKS; i++) {
-            mbarrier_init(smem + S::work_full + i * 8, 1);
-            mbarrier_init(smem + S::work_free + i * 8, 9);
+            mbarrier_init(smem + S::work_full + i * 8, LANES_THAT_ARRIVE);
+            mbarrier_init(smem + S::work_free + i * 8, 9 * LANES_THAT_ARRIVE);
         }
         for (int i = 0; i < S::STAGES; i++) {
-            mbarrier_init(smem + S::k_full + i * 8, 1);
-            mbarrier_init(smem + S::k_free + i * 8, 8);
-            mbarrier_init(smem + S::v_full + i * 8, 1);
-            mbarrier_init(smem + S::v_raw + i * 8, 1);
-            mbarrier_init(smem + S::v_free + i * 8, 8);
+            mbarrier_init(smem + S::k_full + i * 8, LANES_THAT_ARRIVE);
+            mbarrier_init(smem + S::k_free + i * 8, 8 * LANES_THAT_ARRIVE);
+            mbarrier_init(smem + S::v_full + i * 8, LANES_THAT_ARRIVE);
+            mbarrier_init(smem + S::v_raw + i * 8, LANES_THAT_ARRIVE);
+            mbarrier_init(smem + S::v_free + i * 8, 8 * LANES_THAT_ARRIVE);
         }
         fence_mbarrier_init();
     }

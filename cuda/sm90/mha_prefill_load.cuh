@@ -304,6 +304,7 @@ __device__ __forceinline__ void load_q(const struct mla_mha_sm90_args &args, u32
                     tma_load_3d(to, &args.maps.q_rope, full, c * 64 - args.a.q_split, r.head, row);
             }
         }
+        others_arrive(full);
         __syncwarp();
     }
 }
@@ -340,6 +341,7 @@ __device__ __forceinline__ void load_k(const struct mla_mha_sm90_args &args, u32
         st_shared(note + 16, make_uint4((u32)t.key0, t.partial, last, 0));
         mbarrier_arrive_expect_tx(full, S::k_bytes + (args.a.mask ? 2 * S::bits_wg_bytes : 0));
     }
+    others_arrive(full);
     __syncwarp();
     copy_tile<S, S::D_QK>(&args.maps.k, &args.maps.k_rope, &args.chunks.k, &args.chunks.k_rope,
                           args.k_split, smem + S::k_at + stage * S::k_bytes, full, t, head_kv,
@@ -392,6 +394,7 @@ __device__ __forceinline__ void load_keys(const struct mla_mha_sm90_args &args, 
             }
             mbarrier_arrive(smem + S::work_full + slot.stage * 8);
         }
+        others_arrive(smem + S::work_full + slot.stage * 8);
         __syncwarp();
         slot.next();
         if (stop)
@@ -472,6 +475,7 @@ __device__ __forceinline__ void load_values(const struct mla_mha_sm90_args &args
             __syncwarp();
             if (elect_one())
                 mbarrier_arrive_expect_tx(bar, S::v_bytes);
+            others_arrive(bar);
             __syncwarp();
             copy_tile<S, S::D_V>(&args.maps.v, &args.maps.v, &args.chunks.v, &args.chunks.v, S::D_V,
                                  to, bar, t, head_kv, r.segment->kv_start);
@@ -483,7 +487,7 @@ __device__ __forceinline__ void load_values(const struct mla_mha_sm90_args &args
                 if (MLA_MUTANT != 1)
                     fence_proxy_async();
                 __syncwarp();
-                if (elect_one())
+                if (arrives())
                     mbarrier_arrive(full);
                 __syncwarp();
             }

@@ -240,7 +240,7 @@ template <bool PAIR>
 __device__ __forceinline__ void release_stage(u32 smem, u32 peer, u32 stage, int wg)
 {
     __syncwarp();
-    if (elect_one()) {
+    if (arrives()) {
         if (wg == 0)
             mbarrier_arrive(smem + S::left_free + stage * 8);
         mbarrier_arrive(smem + S::right_free + stage * 8);
@@ -472,16 +472,16 @@ __global__ void __launch_bounds__(DECODE_THREADS, 1)
     const u32 peer = PAIR ? mapa(smem, rank ^ 1) : 0, both = PAIR ? 2 : 1;
     if (warp == 0 && elect_one()) {
         for (int i = 0; i < 2; i++) {
-            mbarrier_init(smem + S::work_full + i * 8, 1);
-            mbarrier_init(smem + S::work_free + i * 8, 8);
-            mbarrier_init(smem + S::k_full + i * 8, PRODUCERS);
-            mbarrier_init(smem + S::left_free + i * 8, 4 * both);
-            mbarrier_init(smem + S::k_right + i * 8, PRODUCERS);
-            mbarrier_init(smem + S::right_free + i * 8, 8 * both);
-            mbarrier_init(smem + S::p_full + i * 8, 4);
+            mbarrier_init(smem + S::work_full + i * 8, LANES_THAT_ARRIVE);
+            mbarrier_init(smem + S::work_free + i * 8, 8 * LANES_THAT_ARRIVE);
+            mbarrier_init(smem + S::k_full + i * 8, PRODUCERS * LANES_THAT_ARRIVE);
+            mbarrier_init(smem + S::left_free + i * 8, 4 * both * LANES_THAT_ARRIVE);
+            mbarrier_init(smem + S::k_right + i * 8, PRODUCERS * LANES_THAT_ARRIVE);
+            mbarrier_init(smem + S::right_free + i * 8, 8 * both * LANES_THAT_ARRIVE);
+            mbarrier_init(smem + S::p_full + i * 8, 4 * LANES_THAT_ARRIVE);
         }
-        mbarrier_init(smem + S::q_full, PRODUCERS);
-        mbarrier_init(smem + S::q_free, 8);
+        mbarrier_init(smem + S::q_full, PRODUCERS * LANES_THAT_ARRIVE);
+        mbarrier_init(smem + S::q_free, 8 * LANES_THAT_ARRIVE);
         fence_mbarrier_init();
     }
     if (PAIR)

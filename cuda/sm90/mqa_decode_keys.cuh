@@ -443,6 +443,7 @@ __device__ __forceinline__ void load_queries(const struct mla_decode90_args &g,
             for (int tile = warp; tile < F::TILES; tile += PRODUCERS)
                 tma_load_2d(smem + tile * TILE_BYTES, &g.q, smem + S::q_full, tile * 64, row);
         }
+        others_arrive(smem + S::q_full);
         __syncwarp();
         return;
     }
@@ -489,6 +490,7 @@ __device__ __forceinline__ void hand_on(u32 smem, u32 peer, u32 rank, u32 stage,
             mbarrier_arrive(smem + full + stage * 8);
         }
     }
+    others_arrive(smem + full + stage * 8);
     __syncwarp();
 }
 
@@ -620,6 +622,8 @@ __device__ __forceinline__ void load_boxes(const struct mla_decode90_args &g, co
                 tma_prefetch_3d(&g.rope, 0, later.slot, later.page);
         }
     }
+    others_arrive(full);
+    others_arrive(smem + S::k_right + k.stage * 8);
     __syncwarp();
 }
 
@@ -650,6 +654,8 @@ __device__ __forceinline__ void produce(const struct mla_decode90_args &g, u32 s
         __syncwarp();
         if (writes)
             mbarrier_arrive(smem + S::work_full + slot * 8);
+        if (threadIdx.x / 32 == 0)
+            others_arrive(smem + S::work_full + slot * 8);
         works++;
         if (stop)
             break;

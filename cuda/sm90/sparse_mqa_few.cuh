@@ -161,6 +161,7 @@ __device__ __forceinline__ void gather_works(const struct mla_few_sm90_args &arg
                 st_shared(note + 16, w.note.part);
                 mbarrier_arrive(smem + S::work_full + slot.stage * 8);
             }
+            others_arrive(smem + S::work_full + slot.stage * 8);
             __syncwarp();
         }
         slot.next();
@@ -279,6 +280,7 @@ __device__ __forceinline__ void load_queries(const struct mla_few_sm90_args &arg
             tma_load_3d(smem + i * S::q_tile_bytes, &args.q, smem + S::q_full, i * 64, 0, token,
                         L2_EVICT_FIRST);
     }
+    others_arrive(smem + S::q_full);
     __syncwarp();
 }
 
@@ -449,7 +451,7 @@ __device__ __forceinline__ void add_values(float (&o)[OUT_TILES][8], const u32 (
 /* A tile that products have read, which this warp has waited for. */
 template <class S> __device__ __forceinline__ void free_tile(u32 at, u32 smem)
 {
-    if (elect_one())
+    if (arrives())
         mbarrier_arrive(smem + S::k_free + (at - smem - S::k_at) / S::tile_bytes * 8);
 }
 
@@ -609,15 +611,15 @@ __global__ void __launch_bounds__(FEW_THREADS, 2)
     const u32 warp = warp_index();
     if (warp == 0 && elect_one()) {
         for (int i = 0; i < 2; i++) {
-            mbarrier_init(smem + S::work_full + i * 8, 1);
-            mbarrier_init(smem + S::work_free + i * 8, 4);
-            mbarrier_init(smem + S::seen + i * 8, S::GATHER);
+            mbarrier_init(smem + S::work_full + i * 8, LANES_THAT_ARRIVE);
+            mbarrier_init(smem + S::work_free + i * 8, 4 * LANES_THAT_ARRIVE);
+            mbarrier_init(smem + S::seen + i * 8, S::GATHER * LANES_THAT_ARRIVE);
         }
         for (int i = 0; i < S::SLOTS; i++) {
             mbarrier_init(smem + S::k_full + i * 8, 32 * S::GATHER);
-            mbarrier_init(smem + S::k_free + i * 8, 4);
+            mbarrier_init(smem + S::k_free + i * 8, 4 * LANES_THAT_ARRIVE);
         }
-        mbarrier_init(smem + S::q_full, 1);
+        mbarrier_init(smem + S::q_full, LANES_THAT_ARRIVE);
         fence_mbarrier_init();
     }
     __syncthreads();

@@ -250,6 +250,8 @@ __device__ __forceinline__ void gather_works(const struct mla_sparse_sm90_args &
         __syncwarp();
         if (writes)
             mbarrier_arrive(smem + S::work_full + (works & 1) * 8);
+        if (warp == 0)
+            others_arrive(smem + S::work_full + (works & 1) * 8);
         works++;
         if (stop)
             return;
@@ -363,6 +365,7 @@ __device__ __forceinline__ void load_queries(const struct mla_sparse_sm90_args &
             tma_load_3d(smem + i * HEADS * 128, &args.q, smem + S::q_full, i * 64, head0, token,
                         L2_EVICT_FIRST);
     }
+    others_arrive(smem + S::q_full);
     __syncwarp();
 }
 
@@ -790,16 +793,16 @@ __global__ void __launch_bounds__(SPARSE_THREADS, 1)
     const u32 warp = warp_index();
     if (warp == 0 && elect_one()) {
         for (int i = 0; i < 2; i++) {
-            mbarrier_init(smem + S::work_full + i * 8, 1);
-            mbarrier_init(smem + S::work_free + i * 8, 8);
-            mbarrier_init(smem + S::seen + i * 8, S::GATHER);
-            mbarrier_init(smem + S::p_full + i * 8, 4);
+            mbarrier_init(smem + S::work_full + i * 8, LANES_THAT_ARRIVE);
+            mbarrier_init(smem + S::work_free + i * 8, 8 * LANES_THAT_ARRIVE);
+            mbarrier_init(smem + S::seen + i * 8, S::GATHER * LANES_THAT_ARRIVE);
+            mbarrier_init(smem + S::p_full + i * 8, 4 * LANES_THAT_ARRIVE);
         }
         for (int i = 0; i < 4; i++) {
             mbarrier_init(smem + S::k_full + i * 8, 32 * S::GATHER);
-            mbarrier_init(smem + S::k_free + i * 8, 4);
+            mbarrier_init(smem + S::k_free + i * 8, 4 * LANES_THAT_ARRIVE);
         }
-        mbarrier_init(smem + S::q_full, 1);
+        mbarrier_init(smem + S::q_full, LANES_THAT_ARRIVE);
         fence_mbarrier_init();
     }
     __syncthreads();

@@ -3,17 +3,7 @@
 #ifndef MLA_CUDA_SM90_WARPGROUP_CUH
 #define MLA_CUDA_SM90_WARPGROUP_CUH
 
-#include "ptx/mbarrier.cuh"
-#include "ptx/warp.cuh"
-
-/* One arrival a warp: all its lanes have come here. */
-__device__ __forceinline__ void release(u32 bar)
-{
-    __syncwarp();
-    if (elect_one())
-        mbarrier_arrive(bar);
-    __syncwarp();
-}
+#include "arrive.cuh"
 
 /* Four lanes hold words 0 to 3 each of four 16-byte pieces; afterwards lane t holds piece t. */
 __device__ __forceinline__ uint4 transpose_quad(u32 w0, u32 w1, u32 w2, u32 w3)
