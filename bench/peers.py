@@ -18,8 +18,8 @@ can be imported:
 
 A peer that takes heads in multiples of 64 only gets zero heads beside the problem's; padding them
 is not timed, computing them is. Times: CUDA events, three warm-ups, then before each repeat 256 MB
-are written (L2) and the device sleeps, so that launching stays out; cold = median, warm = mean of
-calls back to back. libmla's own times come from `mla bench --routes auto` (same method), run before
+are written twice (L2; and launching stays out), without a rest, which would raise the clocks of
+whoever has one; cold = median, warm = mean of calls back to back. libmla's own times come from `mla bench --routes auto` (same method), run before
 and after the peers; the ratio is libmla's median over the peer's. Every output, libmla's own too,
 goes to a result file, which `mla check --against` judges by its bounds; `rel` is its relative
 Frobenius error against libmla's fp64 reference, where that is asked for (--reference). --kernels
@@ -82,7 +82,7 @@ def time_of(call, repeats):
     cold = []
     for _ in range(repeats):
         flush.zero_()
-        torch.cuda._sleep(3_000_000)  # some 1.6 ms, while the host launches
+        flush.zero_()  # the device is busy while the host launches
         start.record()
         call()
         stop.record()
