@@ -4,7 +4,7 @@
 `mla check` judge every result.
 
     bench/peers.py PROBLEM... [--mla build/mla] [--repeats 25] [--rows 16] [--reference]
-                              [--kernels NAME,...] [--json FILE]
+                              [--kernels NAME,...] [--library FILE] [--json FILE]
 
 PROBLEM is a problem file or a problem string in quotes ('attend form=absorbed ...'). Peers are what
 can be imported:
@@ -17,16 +17,18 @@ can be imported:
                   flashinfer       mla.BatchMLAPagedAttentionWrapper (no lists, bf16 pages)
 
 A peer that takes heads in multiples of 64 only gets zero heads beside the problem's; padding them
-is not timed, computing them is. Times: CUDA events, three warm-ups, then before each repeat 256 MB
-are written twice (L2; and launching stays out), without a rest, which would raise the clocks of
-whoever has one; cold = median, warm = mean of calls back to back. libmla's own times come from `mla bench --routes auto` (same method), run before
-and after the peers; the ratio is libmla's median over the peer's. Every output, libmla's own too,
-goes to a result file, which `mla check --against` judges by its bounds; `rel` is its relative
-Frobenius error against libmla's fp64 reference, where that is asked for (--reference). --kernels
-names rows of `mla info` whose results are judged beside that of the row which libmla chooses.
+is not timed, computing them is. libmla (the shared library beside --mla) runs in the same process,
+on the same tensors, in turns with each peer: at the power limit clocks go by what ran before. CUDA
+events, three warm-ups, before each run 256 MB are written (L2) and the device sleeps, so that
+launching stays out; cold = median, warm = mean of calls back to back; the ratio is libmla's cold time over the peer's.
+Every output goes to a result file, which `mla check --against` judges by its bounds; `rel` is its
+relative Frobenius error against libmla's fp64 reference, where that is asked for (--reference).
+--kernels names rows of `mla info` whose results are judged beside that of the row which libmla
+chooses. For a problem file libmla is judged, but not timed: a string says the shape.
 """
 import argparse
 import contextlib
+import ctypes
 import importlib
 import json
 import os
@@ -73,42 +75,101 @@ def save(path, name, tensor):
 
 # ------------------------------------------------------------------------------------------- times
 
-def time_of(call, repeats):
-    """Microseconds of a call, L2 cold (median) and back to back (mean)."""
+def times_of(calls, repeats):
+    """Microseconds of each call: L2 cold (median, the calls in turns), back to back (mean)."""
     flush = torch.empty(256 << 20, dtype=torch.uint8, device="cuda")
     start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    for _ in range(3):
-        call()
-    cold = []
-    for _ in range(repeats):
-        flush.zero_()
-        flush.zero_()  # the device is busy while the host launches
+    cold, warm = [[] for _ in calls], []
+    for turn in range(repeats + 3):
+        for call, times in zip(calls, cold):
+            flush.zero_()
+            torch.cuda._sleep(700_000)  # some 0.4 ms, while the host launches
+            start.record()
+            call()
+            stop.record()
+            stop.synchronize()
+            if turn >= 3:
+                times.append(start.elapsed_time(stop) * 1e3)
+    for call in calls:
+        torch.cuda._sleep(12_000_000)
         start.record()
-        call()
+        for _ in range(10):
+            call()
         stop.record()
         stop.synchronize()
-        cold.append(start.elapsed_time(stop) * 1e3)
-    torch.cuda._sleep(12_000_000)
-    start.record()
-    for _ in range(10):
-        call()
-    stop.record()
-    stop.synchronize()
-    return statistics.median(cold), start.elapsed_time(stop) * 1e2
+        warm.append(start.elapsed_time(stop) * 1e2)
+    return [(statistics.median(c), w) for c, w in zip(cold, warm)]
 
 
-def ours(mla, text, repeats):
-    """libmla's rows of the problem: [(kernel, cold, warm)]."""
-    done = subprocess.run([mla, "bench", "--backend", "cuda", "--routes", "auto", "--repeats",
-                           str(repeats), "--json", "-", text],
-                          capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        print("  libmla:", (done.stderr.strip().splitlines() or ["failed"])[-1][:200])
-        return []
-    rows = json.loads(done.stdout)
-    rows = rows.get("results", rows.get("rows", rows)) if isinstance(rows, dict) else rows
-    return [(r["kernel"], r["median_us"], r["warm_us"]["median"]) for r in rows
-            if r.get("route") == "auto"]
+# ------------------------------------------------------------------------------------------ libmla
+
+class Tensor(ctypes.Structure):
+    _fields_ = [("data", ctypes.c_void_p), ("stride", ctypes.c_int64 * 2)]
+
+
+class Tensors(ctypes.Structure):
+    """mla_tensors of mla/mla.h."""
+    _fields_ = [*((n, Tensor) for n in ("q_nope", "q_pe", "w_uk", "w_uv", "q", "k", "v", "kv_c",
+                                        "k_pe", "kv_cache", "page_table")),
+                ("seq_lens_kv", ctypes.c_void_p), ("mask", Tensor), ("topk_indices", Tensor),
+                ("topk_lens", ctypes.c_void_p), ("attn_sink", ctypes.c_void_p), ("out", Tensor),
+                ("lse", Tensor), ("max_logits", Tensor), ("same_lists", ctypes.c_bool)]
+
+
+class Options(ctypes.Structure):
+    """mla_plan_options of mla/mla.h."""
+    _fields_ = [("route", ctypes.c_int), ("kernel", ctypes.c_char_p), ("precision", ctypes.c_int),
+                ("num_splits", ctypes.c_int64), ("nondeterministic", ctypes.c_bool),
+                ("workspace_limit_bytes", ctypes.c_size_t), ("complete", ctypes.c_void_p),
+                ("routes", ctypes.c_void_p)]
+
+
+class Library:
+    """libmla.so on device 0."""
+
+    def __init__(self, path):
+        self.lib = ctypes.CDLL(path)
+        self.lib.mla_last_error.restype = ctypes.c_char_p
+        self.lib.mla_plan_workspace_bytes.restype = ctypes.c_size_t
+        self.context = ctypes.c_void_p()
+        cuda = (ctypes.c_int * 3)(1, 0, 0)
+        self.must(self.lib.mla_context_create(cuda, ctypes.byref(self.context)))
+
+    def must(self, status):
+        if status != 0:
+            raise RuntimeError(self.lib.mla_last_error().decode())
+
+    def call(self, text, tensors, kernel=None, splits=0):
+        """(call, out): one run of the problem on the current stream. tensors: on the device."""
+        problem = ctypes.create_string_buffer(4096)  # an mla_problem is smaller
+        rest = ctypes.create_string_buffer(4096)
+        plan = ctypes.c_void_p()
+        options = Options(kernel=kernel.encode() if kernel else None, num_splits=splits)
+        self.must(self.lib.mla_problem_parse(problem, text.encode(), rest, ctypes.c_size_t(4096)))
+        self.must(self.lib.mla_plan_create(self.context, problem, ctypes.byref(options),
+                                           ctypes.byref(plan)))
+        self.lib.mla_problem_release(problem)
+        size = self.lib.mla_plan_workspace_bytes(plan)
+        q = tensors["q"]
+        width = tensors["v"].shape[2] if "v" in tensors else 512
+        kept = dict(tensors)
+        kept["out"] = torch.empty(*q.shape[:2], width, dtype=q.dtype, device="cuda")
+        kept["lse"] = torch.empty(*q.shape[:2], dtype=torch.float32, device="cuda")
+        workspace = torch.empty(size + 256, dtype=torch.uint8, device="cuda")
+        at = -workspace.data_ptr() % 256 + workspace.data_ptr()
+        given = Tensors()
+        for name, kind in Tensors._fields_:
+            if name in kept and name != "seq_lens_kv":
+                setattr(given, name, kept[name].data_ptr() if kind is ctypes.c_void_p
+                        else Tensor(kept[name].data_ptr()))
+        run, size = self.lib.mla_run, ctypes.c_size_t(size)
+
+        def call():
+            stream = ctypes.c_void_p(torch.cuda.current_stream().cuda_stream)
+            self.must(run(plan, ctypes.byref(given), ctypes.c_void_p(at), size, stream))
+
+        call.kept = kept, workspace, given
+        return call, kept["out"]
 
 
 def own_result(mla, path, kernel=None):
@@ -376,56 +437,53 @@ def measure(problem, a, table):
         tensors, meta = load(path)
         wide = tensors["k"].shape[2] + tensors["v"].shape[2] if "k" in tensors else 576 + 512
         flop = 2 * pairs_of(tensors) * tensors["q"].shape[1] * wide
-        best = {}
         want = reference_of(a.mla, path) if a.reference else None
+        own = None
+        if a.repeats and is_text:
+            try:
+                own, _ = a.library.call(problem, {n: t.cuda() for n, t in tensors.items()})
+            except RuntimeError as why:
+                print(f"  libmla: {why}")
 
-        def row(name, times, result):
+        def row(name, times, result, ratio=None):
             """Prints a row; times: cold and warm or (); result: a tensor to judge or None."""
-            verdict, said, rel, ratio, tflops = "", "", None, "", None
+            verdict, said, rel, tflops = "", "", None, None
             if result is not None:
                 verdict, said = judge(a.mla, path, name, result, a.rows)
                 rel = error_of(result, want) if a.reference else None
             if times:
                 tflops = flop / times[0] * 1e-6
-                if "ours" in best and not name.startswith("libmla"):
-                    ratio = f"{best['ours'] / times[0]:6.2f}"
             cold, warm, rate = (f"{x:.1f}" for x in (*times, tflops)) if times else ("", "", "")
-            print(f"  {name:<28} {cold:>10} {warm:>10} {rate:>8} {ratio:>7}  "
-                  f"{'' if rel is None else f'{rel:.3e}':>10} {verdict}")
+            print(f"  {name:<28} {cold:>10} {warm:>10} {rate:>8} "
+                  f"{'' if ratio is None else f'{ratio:.3f}':>7}  "
+                  f"{'' if rel is None else f'{rel:.3e}':>10} {verdict}", flush=True)
             if said and verdict not in ("ok", "weak"):
                 print("   ", said)
             table.append({"problem": problem, "name": name, "cold_us": times[0] if times else None,
                           "warm_us": times[1] if times else None, "tflops": tflops,
-                          "checked": verdict, "rel": rel})
+                          "ours_over_it": ratio, "checked": verdict, "rel": rel})
 
-        def own_times():
-            if is_text:
-                for kernel, *times in ours(a.mla, problem, a.repeats):
-                    best["ours"] = min(times[0], best.get("ours", times[0]))
-                    row("libmla " + kernel, times, None)
-
-        if a.repeats:
-            own_times()
         for kernel in [None, *filter(None, a.kernels.split(","))]:
             result = own_result(a.mla, path, kernel)
             if result is not None:
                 row("libmla " + (kernel or "(its choice)"), (), result)
         for name, call, out in peers_of(tensors, meta):
             try:
-                times = time_of(call, a.repeats) if a.repeats else ()
+                times = times_of([*filter(None, [own]), call], a.repeats) if a.repeats else [()]
                 result = out()
             except (RuntimeError, AssertionError, TypeError) as why:
                 print(f"  {name}: {(str(why).splitlines() or ['failed'])[0][:100]}")
                 continue
-            row(name, times, result)
-        if a.repeats:
-            own_times()
+            if len(times) == 2:
+                row("libmla, in turns with", times[0], None)
+            row(name, times[-1], result, times[0][0] / times[1][0] if len(times) == 2 else None)
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("problems", nargs="+", metavar="PROBLEM")
     parser.add_argument("--mla", default="build/mla")
+    parser.add_argument("--library", help="libmla.so; beside --mla where not given")
     parser.add_argument("--repeats", type=int, default=25, help="of each time; 0 times nothing")
     parser.add_argument("--rows", type=int, default=16, help="rows judged of each result")
     parser.add_argument("--reference", action="store_true", help="errors of all rows against fp64")
@@ -440,6 +498,8 @@ def main():
     print(f"% {'name':<28} {'us(cold)':>10} {'us(warm)':>10} {'TFLOP/s':>8} {'ours/it':>7}  "
           f"{'rel error':>10} checked")
     table = []
+    if a.repeats:
+        a.library = Library(a.library or os.path.join(os.path.dirname(a.mla) or ".", "libmla.so"))
     for problem in a.problems:
         measure(problem, a, table)
     if a.json:
