@@ -20,7 +20,8 @@ A peer that takes heads in multiples of 64 only gets zero heads beside the probl
 is not timed, computing them is. libmla (the shared library beside --mla) runs in the same process,
 on the same tensors, in turns with each peer: at the power limit clocks go by what ran before. CUDA
 events, three warm-ups, before each run 256 MB are written (L2) and the device sleeps, so that
-launching stays out; cold = median, warm = mean of calls back to back; the ratio is libmla's cold time over the peer's.
+launching stays out; cold = median, warm = mean of calls back to back; the ratio is libmla's cold
+time over the peer's.
 Every output goes to a result file, which `mla check --against` judges by its bounds; `rel` is its
 relative Frobenius error against libmla's fp64 reference, where that is asked for (--reference).
 --kernels names rows of `mla info` whose results are judged beside that of the row which libmla
