@@ -316,7 +316,7 @@ __device__ __forceinline__ void hand_on(u32 bar)
     if (MLA_MUTANT != 1)
         fence_proxy_async();
     __syncwarp();
-    if (threadIdx.x % 32 < LANES_THAT_ARRIVE)
+    if (lane_arrives())
         mbarrier_arrive(bar);
 }
 

@@ -88,7 +88,7 @@ __device__ __forceinline__ void unit(const struct team_work<BF16> &t, const u64 
             multiply<BF16>(d, wgmma_desc(at[0] + half * 64 * 128, 0, 1024, 128), q);
             if (half == 1 && first + 2 >= chunks) { /* the keys have been read */
                 __syncwarp();
-                if (threadIdx.x % 32 < LANES_THAT_ARRIVE)
+                if (lane_arrives())
                     mbarrier_arrive(empty);
             }
 #pragma unroll

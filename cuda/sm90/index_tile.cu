@@ -566,7 +566,7 @@ tile_step(const struct index_launch &a, u32 smem, struct part<HP> &p, ring<tile:
     tile_multiply(d, keys + 64 * 128, queries);
     uint2 v = ld_shared<uint2>(smem + tile::SCALE + (at.stage * KEYS + key) * 8);
     __syncwarp(); /* the keys have been read */
-    if (threadIdx.x % 32 < LANES_THAT_ARRIVE)
+    if (lane_arrives())
         mbarrier_arrive(smem + tile::KEY_EMPTY + 8 * at.stage);
     tile_sums<HP>(d, weights, others, 1, sums);
     uint2 all = ld_shared<uint2>(smem + tile::CLEAR + 8 * p.group);

@@ -568,7 +568,7 @@ __device__ __forceinline__ void end_rows(const struct mla_mqa_args &a, const str
         if ((threadIdx.x & 3) == 0)
             st_shared(sums + (wg * HEADS + row0 + half * 8) * 4, sum);
     }
-    bar_sync(1, 256);
+    sync_warps(1, 256);
 #pragma unroll
     for (int half = 0; half < 2; half++) {
         const int row = row0 + half * 8, head = S::GROUP ? row % a.heads : n.head0 + row;
