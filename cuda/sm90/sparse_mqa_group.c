@@ -77,15 +77,22 @@ static struct mla_mqa_tile group_tile(const mla_problem *p)
                                   : mla_sparse_sm90_group_f16(rope);
 }
 
-static mla_status scratch(const struct mla_job *job, size_t *bytes)
+/* Scratch: the unions, then what the kernel of few heads takes. */
+static size_t union_bytes(const struct mla_job *job)
 {
     const mla_problem *p = job->problem;
-    mla_status status = mla_few_sm90_fits(job) ? mla_few_sm90_prepare(p) : MLA_OK;
-    *bytes = 0;
-    if (!mla_union_has_groups(job, mla_mqa_any_cut) || status != MLA_OK)
+    size_t bytes = mla_union_bytes(p, group_size(p), capacity_of(p));
+    return mla_union_has_groups(job, mla_mqa_any_cut) ? bytes : 0;
+}
+
+static mla_status scratch(const struct mla_job *job, size_t *bytes)
+{
+    size_t few = 0;
+    mla_status status = mla_few_sm90_fits(job) ? mla_few_sm90_prepare(job, &few) : MLA_OK;
+    *bytes = union_bytes(job) + few;
+    if (!union_bytes(job) || status != MLA_OK)
         return status;
-    struct mla_mqa_tile t = group_tile(p);
-    *bytes = mla_union_bytes(p, group_size(p), capacity_of(p));
+    struct mla_mqa_tile t = group_tile(job->problem);
     status = mla_cuda_allow_shared(t.function, t.shared_bytes, 0);
     return status == MLA_OK ? mla_union_prepare() : status;
 }
@@ -130,7 +137,7 @@ static mla_status launch(const struct mla_job *job, const struct mla_mqa_tile *t
             return status;
     }
     if (mla_few_sm90_fits(job))
-        return mla_few_sm90_launch(job, tile, &a, launch, stream);
+        return mla_few_sm90_launch(job, tile, &a, launch, a.scratch + union_bytes(job), stream);
     return mla_mqa_launch_grid(tile, &a, launch->blocks, stream);
 }
 
