@@ -92,6 +92,16 @@ mla_status mla_few_sm90_prepare(const struct mla_job *job, size_t *bytes)
     return mla_cuda_allow_shared(t.function, t.shared_bytes, 0);
 }
 
+mla_status mla_few_sm90_clear(const struct mla_job *job, const struct mla_mqa_launch *launch,
+                              char *scratch, void *stream)
+{
+    int64_t blocks = 0;
+    mla_status status = few_blocks(job, launch->blocks, &blocks);
+    if (status == MLA_OK && handed_steps(job, launch->blocks, blocks))
+        MLA_CUDA(cudaMemsetAsync(scratch, 0, flag_bytes(blocks), stream));
+    return status;
+}
+
 mla_status mla_few_sm90_launch(const struct mla_job *job, const struct mla_mqa_tile *any_tile,
                                const struct mla_mqa_args *args, const struct mla_mqa_launch *launch,
                                char *scratch, void *stream)
@@ -115,17 +125,31 @@ mla_status mla_few_sm90_launch(const struct mla_job *job, const struct mla_mqa_t
         g.ticket = (uint32_t *)scratch;
         g.flags = g.ticket + 1;
         g.states = (float *)(scratch + flag_bytes(blocks));
-        MLA_CUDA(cudaMemsetAsync(scratch, 0, flag_bytes(blocks), stream));
     }
     struct mla_mqa_tile t = few_tile(p);
-    return mla_mqa_launch_grid(&t, &g, blocks, stream);
+    /* Behind groups the grid takes an SM as soon as they leave it; it ends after them. */
+    cudaLaunchAttribute attribute = {.id = cudaLaunchAttributeProgrammaticStreamSerialization};
+    attribute.val.programmaticStreamSerializationAllowed = 1;
+    const cudaLaunchConfig_t config = {
+        .gridDim = {(unsigned)blocks, 1, 1},
+        .blockDim = {(unsigned)t.threads, 1, 1},
+        .dynamicSmemBytes = t.shared_bytes,
+        .stream = stream,
+        .attrs = &attribute,
+        .numAttrs = args->group_counts != NULL,
+    };
+    void *pointers[] = {&g};
+    MLA_CUDA(cudaLaunchKernelExC(&config, t.function, pointers));
+    return MLA_OK;
 }
 
 static mla_status launch_row(const struct mla_job *job, const struct mla_mqa_tile *tile,
                              const struct mla_mqa_args *args, const struct mla_mqa_launch *launch,
                              void *stream)
 {
-    return mla_few_sm90_launch(job, tile, args, launch, args->scratch, stream);
+    mla_status status = mla_few_sm90_clear(job, launch, args->scratch, stream);
+    return status == MLA_OK ? mla_few_sm90_launch(job, tile, args, launch, args->scratch, stream)
+                            : status;
 }
 
 static const struct mla_mqa_engine engine = {

@@ -792,6 +792,8 @@ __global__ void __launch_bounds__(FEW_THREADS, 2)
         MLA_ROLE("softmax");
         attend_works<T, S>(args, smem);
     }
+    if (args.a.group_counts) /* this grid may have started before that of the groups ended */
+        griddep_wait();
 }
 
 template <class T, int ROPE> static struct mla_mqa_tile few_entry()

@@ -31,6 +31,9 @@ struct mla_mqa_tile mla_few_sm90_tile_f16(int rope_dim);
 bool mla_few_sm90_fits(const struct mla_job *job);
 /* Permission for the kernel's shared memory, and the bytes of scratch it takes; once a plan. */
 mla_status mla_few_sm90_prepare(const struct mla_job *job, size_t *bytes);
+/* What a launch wants of its scratch before: some of it zero. */
+mla_status mla_few_sm90_clear(const struct mla_job *job, const struct mla_mqa_launch *launch,
+                              char *scratch, void *stream);
 /* The same work as that of mqa_any's tile; left to it where rows are not aligned to 16 bytes. */
 mla_status mla_few_sm90_launch(const struct mla_job *job, const struct mla_mqa_tile *any_tile,
                                const struct mla_mqa_args *args, const struct mla_mqa_launch *launch,

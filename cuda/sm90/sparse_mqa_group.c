@@ -130,14 +130,18 @@ static mla_status launch(const struct mla_job *job, const struct mla_mqa_tile *t
 {
     const mla_problem *p = job->problem;
     struct mla_mqa_args a = *args;
-    if (mla_union_has_groups(job, mla_mqa_any_cut) && a.cache.align == 16 && a.q_align == 16) {
-        mla_status status = mla_union_run(job, &a, group_size(p), capacity_of(p), most_union(p),
-                                          launch_groups, stream);
-        if (status != MLA_OK)
-            return status;
+    char *few = a.scratch + union_bytes(job);
+    mla_status status =
+        mla_few_sm90_fits(job) ? mla_few_sm90_clear(job, launch, few, stream) : MLA_OK;
+    if (status == MLA_OK && mla_union_has_groups(job, mla_mqa_any_cut) && a.cache.align == 16 &&
+        a.q_align == 16) {
+        status = mla_union_run(job, &a, group_size(p), capacity_of(p), most_union(p), launch_groups,
+                               stream);
     }
+    if (status != MLA_OK)
+        return status;
     if (mla_few_sm90_fits(job))
-        return mla_few_sm90_launch(job, tile, &a, launch, a.scratch + union_bytes(job), stream);
+        return mla_few_sm90_launch(job, tile, &a, launch, few, stream);
     return mla_mqa_launch_grid(tile, &a, launch->blocks, stream);
 }
 
