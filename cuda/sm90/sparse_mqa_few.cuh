@@ -6,7 +6,10 @@
  * wgmma has 64 rows, so keys and columns are the rows here and heads the columns: S^T = K·Q^T, 64
  * keys x 16 heads, and O^T = V^T·P^T, eight tiles of 64 columns x 16 heads. No row is padding.
  *
- * Two persistent blocks an SM of two warpgroups; a work is a token and a split of its keys.
+ * Two persistent blocks an SM of two warpgroups; a work is a token and a split of its keys. Of the
+ * last works each block has as many blocks of keys as any other: what two blocks share of a work, one
+ * of them does first of all and leaves O, sums and largest scores in memory, and the other goes on
+ * from there at its end. That is one chain of sums, and the bits are those of an unshared work.
  *
  *   warpgroup  duty
  *   0          gathers rows: 36 cp.async of 16 bytes a thread and block of 64 keys
@@ -14,25 +17,31 @@
  *
  * Shared memory, bytes
  *   Q       16 heads x 576, nine tiles of [16][128 bytes], swizzled      18432
- *   K       a ring of eleven tiles [64 keys][128 bytes], swizzled        90112
+ *   K       a ring of five pairs of tiles [64 keys][128 bytes], swizzled  81920
+ *   rope    such a tile                                                   8192
  *   P       64 keys x 16 heads, swizzled by 32 bytes                      2048
- *   largest scores of each warp, sums, visible keys, notes, barriers: 1.1 KB
+ *   largest scores of each warp, sums, visible keys, notes, barriers: 1.4 KB
  *
- * A block of keys is nine tiles of the ring, rope first: it is free again when the scores are done;
- * the others as soon as their columns of the output are. The ring runs on over the ends of works.
+ * A block of keys is four pairs and its rope, which is free again when the scores are done, the
+ * pairs as soon as their columns of the output are. The ring runs on over the ends of works.
  *
  *   barrier            count     arrives                              waits
  *   work_full[2]       1         gather                               math
  *   work_free[2]       4         math warps: are through              gather
  *   q_full             1 + tx    first math warp (TMA)                math
- *   k_full[11]         128       cp.async of the gather have landed   math
- *   k_free[11]         4         math warps                           gather
+ *   k_full[5]          128       cp.async of the gather have landed   math
+ *   k_free[5]          4         math warps                           gather
+ *   rope_full, _free   128, 4    the same                             math, gather
  *   seen[2]            4         gather warps: visible keys           math
- *   named 1            128       math: largest scores are written; P is written; sums are
+ *   named 1            128       math: P is written, is it too large?; largest scores are; sums are
  *
  * Rows that land by cp.async are writes of the generic proxy; the threads that wait for them make
- * the proxy fence before wgmma reads. Visible keys of block b + 2 are written when a tile that the
- * output of block b has read is free, so two places are enough.
+ * the proxy fence before wgmma reads. Visible keys of block b + 2 are written when its first pair is
+ * free, which was the last of block b, so two places are enough.
+ *
+ * Weights are relative to a score that all warps know, at first the largest of the first block. They
+ * may be up to 2^8. So most blocks need one barrier between scores and output; where one of some warp
+ * would be larger, they tell each other their largest scores, O is rescaled, and P written anew.
  *
  * Clocks of 64 keys: shared memory 245 KB (keys written 72, A of 68 products 136, B 34, P) 1960 at
  * 128 bytes; L2 72 KB, 2240 at the 33 bytes a clock and SM that a gather alone reaches; the tensor
@@ -366,8 +375,9 @@ __device__ __forceinline__ int few_head(int j)
     return j / 2 * 8 + (threadIdx.x & 3) * 2 + j % 2;
 }
 
-/* What a lane knows of its heads: what weights are relative to (all warps the same), the score
- * above which that is too little, the largest score and the sum of weights of its own keys. */
+/* What a lane knows of its heads: what weights are relative to (the same in all warps), in log2; the
+ * score above which they would be too large, -inf before the first; of its own keys the largest
+ * score and the sum of weights. */
 struct few_rows {
     float reference[4], limit[4], best[4], sum[4];
 };
@@ -494,6 +504,8 @@ __device__ __forceinline__ void weigh_block(float (&s)[8], float (&p)[8], const 
         beyond = beyond || best[j] > r->limit[j];
     }
     write_weights<T>(p, s, to, key, scale, r);
+    if (MLA_MUTANT == 11)
+        beyond = beyond && r->limit[0] == -INFINITY;
     if (!bar_sync_or(1, 128, beyond))
         return;
     auto larger = [](float x, float y) { return fmaxf(x, y); };
@@ -516,7 +528,8 @@ __device__ __forceinline__ void weigh_block(float (&s)[8], float (&p)[8], const 
     }
     rescale(o, factor);
     write_weights<T>(p, s, to, key, scale, r);
-    bar_sync(1, 128);
+    if (MLA_MUTANT != 4)
+        bar_sync(1, 128);
 }
 
 /* ------------------------------------------------------------------- output */
@@ -698,7 +711,7 @@ __device__ __forceinline__ void attend_works(const struct mla_few_sm90_args &arg
             r.reference[j] = r.sum[j] = 0;
             r.limit[j] = r.best[j] = -INFINITY;
         }
-        if (n.hand < 0)
+        if (n.hand < 0 && MLA_MUTANT != 10)
             take_state(args, -n.hand - 1, o, &r);
         if (n.steps > 0) {
             mbarrier_wait(smem + S::q_full, q_phase);
