@@ -92,22 +92,21 @@ mla_status mla_few_sm90_prepare(const struct mla_job *job, size_t *bytes)
     return mla_cuda_allow_shared(t.function, t.shared_bytes, 0);
 }
 
-mla_status mla_few_sm90_clear(const struct mla_job *job, const struct mla_mqa_launch *launch,
-                              char *scratch, void *stream)
+mla_status mla_few_sm90_zeros(const struct mla_job *job, const struct mla_mqa_launch *launch,
+                              size_t *bytes)
 {
     int64_t blocks = 0;
     mla_status status = few_blocks(job, launch->blocks, &blocks);
-    if (status == MLA_OK && handed_steps(job, launch->blocks, blocks))
-        MLA_CUDA(cudaMemsetAsync(scratch, 0, flag_bytes(blocks), stream));
+    *bytes = handed_steps(job, launch->blocks, blocks) ? flag_bytes(blocks) : 0;
     return status;
 }
 
 mla_status mla_few_sm90_launch(const struct mla_job *job, const struct mla_mqa_tile *any_tile,
                                const struct mla_mqa_args *args, const struct mla_mqa_launch *launch,
-                               char *scratch, void *stream)
+                               char *scratch, const uint32_t *left, void *stream)
 {
     const mla_problem *p = job->problem;
-    struct mla_few_sm90_args g = {.a = *args, .works = (int32_t)launch->blocks};
+    struct mla_few_sm90_args g = {.a = *args, .works = (int32_t)launch->blocks, .left = left};
     int64_t blocks = 0;
     if (args->cache.align < 16 || args->q_align < 16)
         return mla_mqa_launch_grid(any_tile, &g.a, launch->blocks, stream);
@@ -127,29 +126,20 @@ mla_status mla_few_sm90_launch(const struct mla_job *job, const struct mla_mqa_t
         g.states = (float *)(scratch + flag_bytes(blocks));
     }
     struct mla_mqa_tile t = few_tile(p);
-    /* Behind groups the grid takes an SM as soon as they leave it; it ends after them. */
-    cudaLaunchAttribute attribute = {.id = cudaLaunchAttributeProgrammaticStreamSerialization};
-    attribute.val.programmaticStreamSerializationAllowed = 1;
-    const cudaLaunchConfig_t config = {
-        .gridDim = {(unsigned)blocks, 1, 1},
-        .blockDim = {(unsigned)t.threads, 1, 1},
-        .dynamicSmemBytes = t.shared_bytes,
-        .stream = stream,
-        .attrs = &attribute,
-        .numAttrs = args->group_counts != NULL,
-    };
-    void *pointers[] = {&g};
-    MLA_CUDA(cudaLaunchKernelExC(&config, t.function, pointers));
-    return MLA_OK;
+    return mla_mqa_launch_grid(&t, &g, blocks, stream);
 }
 
 static mla_status launch_row(const struct mla_job *job, const struct mla_mqa_tile *tile,
                              const struct mla_mqa_args *args, const struct mla_mqa_launch *launch,
                              void *stream)
 {
-    mla_status status = mla_few_sm90_clear(job, launch, args->scratch, stream);
-    return status == MLA_OK ? mla_few_sm90_launch(job, tile, args, launch, args->scratch, stream)
-                            : status;
+    size_t zeros;
+    mla_status status = mla_few_sm90_zeros(job, launch, &zeros);
+    if (status == MLA_OK && zeros)
+        MLA_CUDA(cudaMemsetAsync(args->scratch, 0, zeros, stream));
+    return status == MLA_OK
+               ? mla_few_sm90_launch(job, tile, args, launch, args->scratch, NULL, stream)
+               : status;
 }
 
 static const struct mla_mqa_engine engine = {

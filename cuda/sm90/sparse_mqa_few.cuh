@@ -780,6 +780,8 @@ __global__ void __launch_bounds__(FEW_THREADS, 2)
 {
     const u32 smem = dynamic_smem();
     const u32 warp = warp_index();
+    if (args.left && *args.left == 0)
+        return;
     if (warp == 0 && elect_one()) {
         for (int i = 0; i < 2; i++) {
             mbarrier_init(smem + S::work_full + i * 8, LANES_THAT_ARRIVE);
@@ -805,8 +807,6 @@ __global__ void __launch_bounds__(FEW_THREADS, 2)
         MLA_ROLE("softmax");
         attend_works<T, S>(args, smem);
     }
-    if (args.a.group_counts) /* this grid may have started before that of the groups ended */
-        griddep_wait();
 }
 
 template <class T, int ROPE> static struct mla_mqa_tile few_entry()

@@ -22,6 +22,8 @@ struct mla_few_sm90_args {
     uint32_t *ticket; /* 0 */
     uint32_t *flags;  /* of each block: 0; 1: its state is there */
     float *states;    /* of each block */
+    /* Groups whose tokens are left to this kernel; NULL: all tokens are its. */
+    const uint32_t *left;
 };
 
 struct mla_mqa_tile mla_few_sm90_tile_bf16(int rope_dim);
@@ -31,13 +33,14 @@ struct mla_mqa_tile mla_few_sm90_tile_f16(int rope_dim);
 bool mla_few_sm90_fits(const struct mla_job *job);
 /* Permission for the kernel's shared memory, and the bytes of scratch it takes; once a plan. */
 mla_status mla_few_sm90_prepare(const struct mla_job *job, size_t *bytes);
-/* What a launch wants of its scratch before: some of it zero. */
-mla_status mla_few_sm90_clear(const struct mla_job *job, const struct mla_mqa_launch *launch,
-                              char *scratch, void *stream);
-/* The same work as that of mqa_any's tile; left to it where rows are not aligned to 16 bytes. */
+/* Bytes at the beginning of its scratch that have to be zero before a launch. */
+mla_status mla_few_sm90_zeros(const struct mla_job *job, const struct mla_mqa_launch *launch,
+                              size_t *bytes);
+/* The same work as that of mqa_any's tile; left to it where rows are not aligned to 16 bytes. left:
+ * as in mla_few_sm90_args. */
 mla_status mla_few_sm90_launch(const struct mla_job *job, const struct mla_mqa_tile *any_tile,
                                const struct mla_mqa_args *args, const struct mla_mqa_launch *launch,
-                               char *scratch, void *stream);
+                               char *scratch, const uint32_t *left, void *stream);
 
 #ifdef __cplusplus
 }

@@ -131,17 +131,24 @@ static mla_status launch(const struct mla_job *job, const struct mla_mqa_tile *t
     const mla_problem *p = job->problem;
     struct mla_mqa_args a = *args;
     char *few = a.scratch + union_bytes(job);
-    mla_status status =
-        mla_few_sm90_fits(job) ? mla_few_sm90_clear(job, launch, few, stream) : MLA_OK;
+    size_t zeros = 0;
+    const bool fits = mla_few_sm90_fits(job);
+    mla_status status = fits ? mla_few_sm90_zeros(job, launch, &zeros) : MLA_OK;
+    uint32_t *tally = NULL;
     if (status == MLA_OK && mla_union_has_groups(job, mla_mqa_any_cut) && a.cache.align == 16 &&
         a.q_align == 16) {
-        status = mla_union_run(job, &a, group_size(p), capacity_of(p), most_union(p), launch_groups,
-                               stream);
+        tally = mla_union_tally(p, group_size(p), capacity_of(p), a.scratch);
+        zeros += MLA_UNION_TALLY_BYTES; /* they lie before few's */
+        MLA_CUDA(cudaMemsetAsync(tally, 0, zeros, stream));
+        status = mla_union_run(job, &a, group_size(p), capacity_of(p), most_union(p), tally,
+                               launch_groups, stream);
+    } else if (status == MLA_OK && zeros) {
+        MLA_CUDA(cudaMemsetAsync(few, 0, zeros, stream));
     }
     if (status != MLA_OK)
         return status;
-    if (mla_few_sm90_fits(job))
-        return mla_few_sm90_launch(job, tile, &a, launch, few, stream);
+    if (fits)
+        return mla_few_sm90_launch(job, tile, &a, launch, few, tally ? tally + 1 : NULL, stream);
     return mla_mqa_launch_grid(tile, &a, launch->blocks, stream);
 }
 
