@@ -99,10 +99,11 @@ __device__ __forceinline__ void first_entries(const struct group_lists &l,
     }
 }
 
-/* Do they meet the first token's keys so seldom that the union would be too long? Most groups of
- * lists without relation end here, with a fraction of their entries read. */
-__device__ __forceinline__ bool unrelated(const int (&pos)[MLA_UNION_TOKENS], const uint32_t *bits,
-                                          int *warp_sums)
+/* Do they meet the first token's keys so seldom that the union would be too long, if lists of that
+ * much in common met by chance? Most groups of lists without relation end here, with a fraction of
+ * their entries read. */
+__device__ __forceinline__ bool unrelated(const int (&pos)[MLA_UNION_TOKENS], int tokens, int most,
+                                          const uint32_t *bits, int *warp_sums)
 {
     int found = 0, all; /* keys, and from bit 16 on those of the first token */
 #pragma unroll
@@ -110,7 +111,11 @@ __device__ __forceinline__ bool unrelated(const int (&pos)[MLA_UNION_TOKENS], co
         if (pos[t] >= 0)
             found += 1 + (int)((bits[pos[t] / 32] >> pos[t] % 32 & 1) << 16);
     sum_before(found, warp_sums, &all);
-    return (all >> 16) * 5 < (all & 0xFFFF);
+    const float common = (float)(all >> 16) / (float)(all & 0xFFFF);
+    float missed = 1; /* by all tokens, of the keys that are as likely in each list */
+    for (int t = 0; t < tokens; t++)
+        missed *= 1 - common;
+    return (1 - missed) * 256 > (float)(most * tokens) * common;
 }
 
 /* What a group counts. */
@@ -162,7 +167,7 @@ __global__ void __launch_bounds__(MLA_UNION_THREADS)
         if (looks)
             first_entries(l, pos);
         mark_keys(l, bits, words, first, 0, 1);
-        if (looks && unrelated(pos, bits, warp_sums))
+        if (looks && unrelated(pos, l.tokens, args.most, bits, warp_sums))
             return end_group(g, number, -1);
         mark_keys(l, bits, words, first, 1, l.tokens);
         for (int i = threadIdx.x; i - (int)threadIdx.x < words; i += THREADS) {

@@ -21,11 +21,11 @@ enum {
     MOST_CAPACITY = 1 << 20 /* entries */
 };
 
-/* Longest union that gains, in 256ths of its entries. A key costs 64 rows 1.35 times the time that
+/* Longest union that gains, in 256ths of its entries. A key costs 64 rows 1.6 times the time that
  * it costs sparse_mqa_few_sm90's 16 and 0.8 times that of mqa_any's 32 (docs/performance.md). */
 static int most_union(const mla_problem *p)
 {
-    return p->heads_q <= 16 ? 172 : 256;
+    return p->heads_q <= 16 ? 160 : 256;
 }
 
 static int64_t longest_request(const struct mla_job *job)
