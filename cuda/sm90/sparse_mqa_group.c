@@ -21,11 +21,12 @@ enum {
     MOST_CAPACITY = 1 << 20 /* entries */
 };
 
-/* Longest union that gains, in 256ths of its entries. A key costs 64 rows 1.6 times the time that
- * it costs sparse_mqa_few_sm90's 16 and 0.8 times that of mqa_any's 32 (docs/performance.md). */
+/* Longest union that gains, in 256ths of its entries. Beside tokens alone, a key costs 64 rows of 8
+ * or 16 heads 1.9 or 1.7 times what it costs sparse_mqa_few_sm90, those of 32 heads 0.8 times what it
+ * costs mqa_any (docs/performance.md). */
 static int most_union(const mla_problem *p)
 {
-    return p->heads_q <= 16 ? 160 : 256;
+    return p->heads_q <= 8 ? 136 : p->heads_q <= 16 ? 152 : 256;
 }
 
 static int64_t longest_request(const struct mla_job *job)
