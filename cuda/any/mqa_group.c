@@ -123,7 +123,8 @@ static mla_status launch(const struct mla_job *job, const struct mla_mqa_tile *t
     struct mla_mqa_args a = *args;
     mla_status status = MLA_OK;
     if (mla_union_has_groups(job, mla_mqa_any_cut))
-        status = mla_union_run(job, &a, g.size, capacity_of(p, &g), g.most, attend_groups, stream);
+        status =
+            mla_union_run(job, &a, g.size, capacity_of(p, &g), g.most, NULL, attend_groups, stream);
     return status == MLA_OK ? mla_mqa_launch_grid(tile, &a, launch->blocks, stream) : status;
 }
 

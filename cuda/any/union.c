@@ -33,7 +33,13 @@ static int64_t groups_at_a_time(const mla_problem *p, int size, int capacity)
 size_t mla_union_bytes(const mla_problem *p, int size, int capacity)
 {
     size_t entries = (size_t)groups_at_a_time(p, size, capacity) * (size_t)capacity;
-    return aligned(entries * 4) + aligned((size_t)numbers(p, size) * 4);
+    return aligned(entries * 4) + aligned((size_t)numbers(p, size) * 4) + MLA_UNION_TALLY_BYTES;
+}
+
+uint32_t *mla_union_tally(const mla_problem *p, int size, int capacity, char *scratch)
+{
+    size_t bytes = mla_union_bytes(p, size, capacity);
+    return (uint32_t *)(scratch + bytes - MLA_UNION_TALLY_BYTES);
 }
 
 /* Their places in that many bytes, 256-byte aligned. */
@@ -91,11 +97,13 @@ bool mla_union_has_groups(const struct mla_job *job,
 }
 
 mla_status mla_union_run(const struct mla_job *job, struct mla_mqa_args *args, int size,
-                         int capacity, int most, mla_union_attend *attend, void *stream)
+                         int capacity, int most, uint32_t *tally, mla_union_attend *attend,
+                         void *stream)
 {
     const mla_problem *p = job->problem;
     struct mla_mqa_groups g = groups_of(p, size, capacity, args->scratch);
     int64_t all = numbers(p, size), here = g.count;
+    g.tally = tally;
     for (; g.first < all; g.first += (int32_t)here) {
         g.count = (int32_t)(all - g.first < here ? all - g.first : here);
         mla_status status = launch_unions(p, args, &g, most, stream);

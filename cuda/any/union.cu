@@ -86,20 +86,46 @@ __device__ __forceinline__ void mark_keys(const struct group_lists &l, uint32_t 
     __syncthreads();
 }
 
-/* Do the first entries of the other tokens' lists, which hold keys in any order, meet the first
- * token's keys so seldom that the union would be too long? Most groups of lists without relation
- * end here, with a fraction of their entries read. */
-__device__ __forceinline__ bool unrelated(const struct group_lists &l, const uint32_t *bits,
-                                          int *warp_sums)
+/* The first entries of the other tokens' lists, which hold keys in any order: an entry of each a
+ * thread, -1 for none. */
+__device__ __forceinline__ void first_entries(const struct group_lists &l,
+                                              int (&pos)[MLA_UNION_TOKENS])
+{
+#pragma unroll
+    for (int t = 1; t < MLA_UNION_TOKENS; t++) {
+        int j = threadIdx.x;
+        pos[t] = t < l.tokens && j < count_of(l, t) ? l.list[t * l.stride + j] : -1;
+        pos[t] = pos[t] < end_of(l, t) ? pos[t] : -1;
+    }
+}
+
+/* Do they meet the first token's keys so seldom that the union would be too long, if lists of that
+ * much in common met by chance? Most groups of lists without relation end here, with a fraction of
+ * their entries read. */
+__device__ __forceinline__ bool unrelated(const int (&pos)[MLA_UNION_TOKENS], int tokens, int most,
+                                          const uint32_t *bits, int *warp_sums)
 {
     int found = 0, all; /* keys, and from bit 16 on those of the first token */
-    for (int t = 1; t < l.tokens; t++) {
-        int j = threadIdx.x, pos = j < count_of(l, t) ? l.list[t * l.stride + j] : -1;
-        if (pos >= 0 && pos < end_of(l, t))
-            found += 1 + (int)((bits[pos / 32] >> pos % 32 & 1) << 16);
-    }
+#pragma unroll
+    for (int t = 1; t < MLA_UNION_TOKENS; t++)
+        if (pos[t] >= 0)
+            found += 1 + (int)((bits[pos[t] / 32] >> pos[t] % 32 & 1) << 16);
     sum_before(found, warp_sums, &all);
-    return (all >> 16) * 5 < (all & 0xFFFF);
+    const float common = (float)(all >> 16) / (float)(all & 0xFFFF);
+    float missed = 1; /* by all tokens, of the keys that are as likely in each list */
+    for (int t = 0; t < tokens; t++)
+        missed *= 1 - common;
+    return (1 - missed) * 256 > (float)(most * tokens) * common;
+}
+
+/* What a group counts. */
+__device__ __forceinline__ void end_group(const struct mla_mqa_groups &g, int number, int count)
+{
+    if (threadIdx.x != 0)
+        return;
+    g.counts[number] = count;
+    if (g.tally)
+        atomicAdd(g.tally + (count < 0), 1u);
 }
 
 __global__ void __launch_bounds__(MLA_UNION_THREADS)
@@ -117,11 +143,8 @@ __global__ void __launch_bounds__(MLA_UNION_THREADS)
     l.token0 = (number - group_of(g.size, *r, 0)) * g.size;
     l.query_len = r->query_len;
     l.tokens = min(g.size, l.query_len - l.token0);
-    if (r->splits > 1 || l.tokens < 2) {
-        if (threadIdx.x == 0)
-            g.counts[number] = -1;
-        return;
-    }
+    if (r->splits > 1 || l.tokens < 2)
+        return end_group(g, number, -1);
     l.seq_len = r->seq_len_kv;
     if (args.seq_lens_kv)
         l.seq_len = max(0, min(l.seq_len, args.seq_lens_kv[r->index]));
@@ -139,12 +162,13 @@ __global__ void __launch_bounds__(MLA_UNION_THREADS)
     int used = 0; /* entries so far */
     for (int first = 0; first < l.seq_len; first += args.words * 32) {
         int words = min(args.words, (l.seq_len - first + 31) / 32);
+        const bool looks = args.most < 192 && words * 32 >= l.seq_len;
+        int pos[MLA_UNION_TOKENS];
+        if (looks)
+            first_entries(l, pos);
         mark_keys(l, bits, words, first, 0, 1);
-        if (args.most < 192 && words * 32 >= l.seq_len && unrelated(l, bits, warp_sums)) {
-            if (threadIdx.x == 0)
-                g.counts[number] = -1;
-            return;
-        }
+        if (looks && unrelated(pos, l.tokens, args.most, bits, warp_sums))
+            return end_group(g, number, -1);
         mark_keys(l, bits, words, first, 1, l.tokens);
         for (int i = threadIdx.x; i - (int)threadIdx.x < words; i += THREADS) {
             uint32_t of_token[MLA_UNION_TOKENS], left = 0;
@@ -154,11 +178,8 @@ __global__ void __launch_bounds__(MLA_UNION_THREADS)
                 left |= of_token[t];
             }
             int all, at = used + sum_before(__popc(left), warp_sums, &all);
-            if (used + all > most) { /* the same in every thread */
-                if (threadIdx.x == 0)
-                    g.counts[number] = -1;
-                return;
-            }
+            if (used + all > most) /* the same in every thread */
+                return end_group(g, number, -1);
             used += all;
             for (; left; left &= left - 1) {
                 int bit = __ffs((int)left) - 1;
@@ -171,8 +192,7 @@ __global__ void __launch_bounds__(MLA_UNION_THREADS)
             }
         }
     }
-    if (threadIdx.x == 0)
-        g.counts[number] = used;
+    end_group(g, number, used);
 }
 
 extern "C" const void *mla_union_function(void)

@@ -17,7 +17,12 @@ struct mla_mqa_cut; /* mqa_plan.h */
 
 /* An entry of a union: the position of a key, and from bit MLA_UNION_MASK on a bit for each token
  * of the group that sees it, at least one. Positions are below 2^MLA_UNION_MASK. */
-enum { MLA_UNION_TOKENS = 8, MLA_UNION_MASK = 24, MLA_UNION_THREADS = 256 };
+enum {
+    MLA_UNION_TOKENS = 8,
+    MLA_UNION_MASK = 24,
+    MLA_UNION_THREADS = 256,
+    MLA_UNION_TALLY_BYTES = 256
+};
 
 /* Tokens of a request are grouped from its first one on; its last group may have fewer. Groups have
  * numbers (union.cuh). There is room for the lists of some of them at a time. */
@@ -27,6 +32,7 @@ struct mla_mqa_groups {
     int32_t first, count; /* numbers of the groups whose lists are here */
     uint32_t *entries;    /* [count][capacity] ascending positions */
     int32_t *counts;      /* [all groups] entries; -1: tokens gather for themselves */
+    uint32_t *tally;      /* groups so far that count entries, and that count -1; or NULL */
 };
 
 struct mla_union_args {
@@ -60,6 +66,8 @@ bool mla_union_has_groups(const struct mla_job *job,
                                                     const struct mla_request *));
 /* Bytes of scratch that lists and counts take. */
 size_t mla_union_bytes(const mla_problem *problem, int size, int capacity);
+/* The last MLA_UNION_TALLY_BYTES of them: for a tally, which an engine that wants one sets to 0. */
+uint32_t *mla_union_tally(const mla_problem *problem, int size, int capacity, char *scratch);
 /* Permission for the kernel's shared memory, once a device. */
 mla_status mla_union_prepare(void);
 
@@ -69,9 +77,10 @@ typedef mla_status mla_union_attend(const struct mla_job *job, const struct mla_
 
 /* Lists of as many groups of a launch's requests as args->scratch has room for, then their
  * attention, until all are done; args then say what single tokens leave alone. most: as in
- * mla_union_args. */
+ * mla_union_args. tally: as in mla_mqa_groups. */
 mla_status mla_union_run(const struct mla_job *job, struct mla_mqa_args *args, int size,
-                         int capacity, int most, mla_union_attend *attend, void *stream);
+                         int capacity, int most, uint32_t *tally, mla_union_attend *attend,
+                         void *stream);
 
 #ifdef __cplusplus
 }

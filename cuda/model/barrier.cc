@@ -194,6 +194,12 @@ void model_bar_sync(int id, int threads, struct model_at at)
     bar_common(&c, true);
 }
 
+int model_bar_sync_or(int id, int threads, int predicate, struct model_at at)
+{
+    struct bar_call c = {id, threads, predicate, "bar.red.or", at, 0, NULL, NULL};
+    return (int)bar_common(&c, true)->last_any;
+}
+
 void model_bar_arrive(int id, int threads, struct model_at at)
 {
     struct bar_call c = {id, threads, 0, "bar.arrive", at, 0, NULL, NULL};

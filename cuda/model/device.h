@@ -50,6 +50,7 @@ enum model_reduction { MODEL_OR, MODEL_AND, MODEL_COUNT };
 void model_syncthreads(struct model_at at);
 int model_syncthreads_reduce(int predicate, enum model_reduction kind, struct model_at at);
 void model_bar_sync(int id, int threads, struct model_at at);
+int model_bar_sync_or(int id, int threads, int predicate, struct model_at at);
 void model_bar_arrive(int id, int threads, struct model_at at);
 uint32_t model_cluster_ctarank(struct model_at at);
 uint32_t model_cluster_nctarank(struct model_at at);

@@ -15,6 +15,22 @@ __device__ __forceinline__ void bar_sync(int id, int threads MLA_AT)
 #endif
 }
 
+/* The same; and was the condition true in any of the threads? */
+__device__ __forceinline__ bool bar_sync_or(int id, int threads, bool condition MLA_AT)
+{
+#ifdef MLA_MODEL
+    return model_bar_sync_or(id, threads, condition, at) != 0;
+#else
+    u32 any;
+    asm volatile("{\n.reg .pred p, q;\nsetp.ne.b32 p, %3, 0;\nbarrier.cta.red.or.pred q, %1, %2, "
+                 "p;\nselp.b32 %0, 1, 0, q;\n}\n"
+                 : "=r"(any)
+                 : "r"(id), "r"(threads), "r"((u32)condition)
+                 : "memory");
+    return any != 0;
+#endif
+}
+
 /* Counts as having come, and goes on. */
 __device__ __forceinline__ void bar_arrive(int id, int threads MLA_AT)
 {

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Loads from global memory that stay where they are written, so that others may be under way. */
+/* Loads from global memory that stay where they are written, so that others may be under way, and
+ * flags between blocks. */
 #ifndef MLA_CUDA_PTX_GLOBAL_CUH
 #define MLA_CUDA_PTX_GLOBAL_CUH
 
@@ -25,6 +26,27 @@ template <class T> __device__ __forceinline__ T ld_global(const void *gmem)
     else
         asm volatile("ld.global.nc.b32 %0, [%1];" : "=r"(w[0]) : "l"(gmem));
     memcpy(&value, w, sizeof(T));
+#endif
+    return value;
+}
+
+/* A flag that another block sets when what it wrote before is there for all to read. */
+__device__ __forceinline__ void st_release(u32 *gmem, u32 value)
+{
+#ifdef MLA_MODEL
+    *gmem = value;
+#else
+    asm volatile("st.release.gpu.global.b32 [%0], %1;" ::"l"(gmem), "r"(value) : "memory");
+#endif
+}
+
+__device__ __forceinline__ u32 ld_acquire(const u32 *gmem)
+{
+    u32 value;
+#ifdef MLA_MODEL
+    value = *gmem;
+#else
+    asm volatile("ld.acquire.gpu.global.b32 %0, [%1];" : "=r"(value) : "l"(gmem) : "memory");
 #endif
     return value;
 }

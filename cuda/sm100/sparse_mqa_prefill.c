@@ -212,7 +212,7 @@ static mla_status launch(const struct mla_job *job, const struct mla_mqa_tile *t
     struct mla_sparse_args g = {.a = *args, .units = (int32_t)(launch->blocks / tile->cluster)};
     if (has_groups(job)) {
         mla_status status = mla_union_run(job, &g.a, group_size(p), capacity_of(p), MOST_UNION,
-                                          launch_groups, stream);
+                                          NULL, launch_groups, stream);
         if (status != MLA_OK)
             return status;
     }

@@ -21,11 +21,12 @@ enum {
     MOST_CAPACITY = 1 << 20 /* entries */
 };
 
-/* Longest union that gains, in 256ths of its entries. A key costs 64 rows 1.35 times the time that
- * it costs sparse_mqa_few_sm90's 16 and 0.8 times that of mqa_any's 32 (docs/performance.md). */
+/* Longest union that gains, in 256ths of its entries. Beside tokens alone, a key costs 64 rows of 8
+ * or 16 heads 1.9 or 1.7 times what it costs sparse_mqa_few_sm90, those of 32 heads 0.8 times what it
+ * costs mqa_any (docs/performance.md). */
 static int most_union(const mla_problem *p)
 {
-    return p->heads_q <= 16 ? 172 : 256;
+    return p->heads_q <= 8 ? 136 : p->heads_q <= 16 ? 152 : 256;
 }
 
 static int64_t longest_request(const struct mla_job *job)
@@ -77,15 +78,22 @@ static struct mla_mqa_tile group_tile(const mla_problem *p)
                                   : mla_sparse_sm90_group_f16(rope);
 }
 
-static mla_status scratch(const struct mla_job *job, size_t *bytes)
+/* Scratch: the unions, then what the kernel of few heads takes. */
+static size_t union_bytes(const struct mla_job *job)
 {
     const mla_problem *p = job->problem;
-    mla_status status = mla_few_sm90_fits(job) ? mla_few_sm90_prepare(p) : MLA_OK;
-    *bytes = 0;
-    if (!mla_union_has_groups(job, mla_mqa_any_cut) || status != MLA_OK)
+    size_t bytes = mla_union_bytes(p, group_size(p), capacity_of(p));
+    return mla_union_has_groups(job, mla_mqa_any_cut) ? bytes : 0;
+}
+
+static mla_status scratch(const struct mla_job *job, size_t *bytes)
+{
+    size_t few = 0;
+    mla_status status = mla_few_sm90_fits(job) ? mla_few_sm90_prepare(job, &few) : MLA_OK;
+    *bytes = union_bytes(job) + few;
+    if (!union_bytes(job) || status != MLA_OK)
         return status;
-    struct mla_mqa_tile t = group_tile(p);
-    *bytes = mla_union_bytes(p, group_size(p), capacity_of(p));
+    struct mla_mqa_tile t = group_tile(job->problem);
     status = mla_cuda_allow_shared(t.function, t.shared_bytes, 0);
     return status == MLA_OK ? mla_union_prepare() : status;
 }
@@ -123,14 +131,25 @@ static mla_status launch(const struct mla_job *job, const struct mla_mqa_tile *t
 {
     const mla_problem *p = job->problem;
     struct mla_mqa_args a = *args;
-    if (mla_union_has_groups(job, mla_mqa_any_cut) && a.cache.align == 16 && a.q_align == 16) {
-        mla_status status = mla_union_run(job, &a, group_size(p), capacity_of(p), most_union(p),
-                                          launch_groups, stream);
-        if (status != MLA_OK)
-            return status;
+    char *few = a.scratch + union_bytes(job);
+    size_t zeros = 0;
+    const bool fits = mla_few_sm90_fits(job);
+    mla_status status = fits ? mla_few_sm90_zeros(job, launch, &zeros) : MLA_OK;
+    uint32_t *tally = NULL;
+    if (status == MLA_OK && mla_union_has_groups(job, mla_mqa_any_cut) && a.cache.align == 16 &&
+        a.q_align == 16) {
+        tally = mla_union_tally(p, group_size(p), capacity_of(p), a.scratch);
+        zeros += MLA_UNION_TALLY_BYTES; /* they lie before few's */
+        MLA_CUDA(cudaMemsetAsync(tally, 0, zeros, stream));
+        status = mla_union_run(job, &a, group_size(p), capacity_of(p), most_union(p), tally,
+                               launch_groups, stream);
+    } else if (status == MLA_OK && zeros) {
+        MLA_CUDA(cudaMemsetAsync(few, 0, zeros, stream));
     }
-    if (mla_few_sm90_fits(job))
-        return mla_few_sm90_launch(job, tile, &a, launch, stream);
+    if (status != MLA_OK)
+        return status;
+    if (fits)
+        return mla_few_sm90_launch(job, tile, &a, launch, few, tally ? tally + 1 : NULL, stream);
     return mla_mqa_launch_grid(tile, &a, launch->blocks, stream);
 }
 

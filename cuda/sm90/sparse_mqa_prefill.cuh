@@ -791,6 +791,8 @@ __global__ void __launch_bounds__(SPARSE_THREADS, 1)
 {
     const u32 smem = dynamic_smem();
     const u32 warp = warp_index();
+    if (S::GROUP && args.groups.tally && args.groups.tally[0] == 0)
+        return;
     if (warp == 0 && elect_one()) {
         for (int i = 0; i < 2; i++) {
             mbarrier_init(smem + S::work_full + i * 8, LANES_THAT_ARRIVE);

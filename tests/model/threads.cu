@@ -102,7 +102,10 @@ __global__ void named(const __grid_constant__ test_args args)
     __syncthreads();
     int count = __syncthreads_count(t % 3 == 0), any = __syncthreads_or(t == 100),
         every = __syncthreads_and(t != 100);
-    args.out[512 + t] = (u32)(count * 4 + any * 2 + every);
+    /* the upper half's vote is about itself alone */
+    const bool one = t >= 64 && bar_sync_or(3, 64, t == 70),
+               none = t >= 64 && bar_sync_or(3, 64, false);
+    args.out[512 + t] = (u32)(count * 16 + one * 8 + none * 4 + any * 2 + every);
     if (t >= 96) /* the rest of the block still meets */
         return;
     __syncthreads();
@@ -115,7 +118,7 @@ static bool check_named(const struct test_args *a)
         if (a->out[i] != a->in[i / 64 * 64 + 63 - i % 64])
             return false;
     for (u32 t = 0; t < 128; t++)
-        if (a->out[512 + t] != 43 * 4 + 2 || (t < 96 && a->out[640 + t] != t))
+        if (a->out[512 + t] != 43 * 16 + (t >= 64) * 8 + 2 || (t < 96 && a->out[640 + t] != t))
             return false;
     return true;
 }
