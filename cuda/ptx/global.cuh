@@ -29,4 +29,14 @@ template <class T> __device__ __forceinline__ T ld_global(const void *gmem)
     return value;
 }
 
+/* Calls the line of 128 bytes at an address to L2. */
+__device__ __forceinline__ void prefetch_global_l2(const void *gmem)
+{
+#ifdef MLA_MODEL
+    (void)gmem;
+#else
+    asm volatile("prefetch.global.L2 [%0];" ::"l"(gmem) : "memory");
+#endif
+}
+
 #endif
