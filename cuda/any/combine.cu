@@ -2,9 +2,11 @@
 /* Joins partial results over disjoint sets of keys, in the order of the parts, so that results
  * repeat bit by bit:  lse = log2 sum 2^lse_i,  out = sum 2^(lse_i - lse) · out_i.
  *
- * mqa_combine_kernel: the key splits of all engines, four warps a row, a lane for four columns.
+ * mqa_combine_kernel: the key splits of all engines, four warps a row, a lane for four columns;
+ * where there are more than eight parts, four times as many: warps share the parts by eights, all
+ * of which are asked for at once, and one adds what the others found, in order.
  * merge_kernel: mla_merge, one warp a row, each lane walks it in steps of 32 columns. 8 warps a
- * block. No shared memory. Both read every part once and write the result once: memory bandwidth is
+ * block. Both read every part once and write the result once: memory bandwidth is
  * the bound. A part without keys (lse = -inf) is not read, whatever its row holds. */
 #include "../element.cuh"
 #include "../ptx/launch.cuh"
@@ -35,16 +37,17 @@ __device__ __forceinline__ float load_one(int dtype, const void *in, int64_t at)
     return __half2float(((const __half *)in)[at]);
 }
 
+template <int GROUPS> /* of warps that share the parts */
 __global__ void __launch_bounds__(MLA_MQA_THREADS)
     mqa_combine_kernel(const __grid_constant__ struct mla_mqa_args a, int64_t rows)
 {
-#if defined(MLA_MODEL) || (defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900)
-    griddep_wait(); /* this grid may start while the one that wrote the parts is ending */
-#endif
-    int lane = threadIdx.x % 32;
-    int64_t warp = (int64_t)blockIdx.x * (THREADS / 32) + threadIdx.x / 32;
-    int64_t row = warp / MLA_MQA_COMBINE_WARPS;
-    int column = (int)(warp % MLA_MQA_COMBINE_WARPS) * COLUMNS + lane * 4;
+    const int UNITS = THREADS / 32 / GROUPS; /* of 128 columns, a block */
+    __shared__ float4 others[GROUPS > 1 ? GROUPS - 1 : 1][UNITS][32];
+    __shared__ float other_sums[GROUPS > 1 ? GROUPS - 1 : 1][UNITS];
+    const int lane = threadIdx.x % 32, group = threadIdx.x / 32 / UNITS;
+    const int unit = threadIdx.x / 32 % UNITS;
+    const int64_t all = (int64_t)blockIdx.x * UNITS + unit, row = all / MLA_MQA_COMBINE_WARPS;
+    const int column = (int)(all % MLA_MQA_COMBINE_WARPS) * COLUMNS + lane * 4;
     if (row >= rows)
         return;
     /* The split request that holds the row; requests with one split hold none. */
@@ -56,18 +59,38 @@ __global__ void __launch_bounds__(MLA_MQA_THREADS)
     }
     found = __reduce_max_sync(0xFFFFFFFFu, found);
     const struct mla_mqa_request r = a.requests[found];
+#if defined(MLA_MODEL) || (defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900)
+    griddep_wait(); /* this grid may start while the one that writes the parts is ending */
+#endif
     int at = (int)(row - r.first_row), head = at % a.heads;
     int64_t token = r.q_start + at / a.heads, per_split = (int64_t)r.query_len * a.heads;
     const float *lse = a.part_lse + r.part_row + at, *top = a.part_max + r.part_row + at;
     const float *out = a.part_out + (r.part_row + at) * MLA_MQA_LATENT + column;
 
+    /* Parts by eights, which are asked for before their weights are known. */
+    float4 v[8];
+    float mine;
+    uint32_t there;
+    const auto ask = [&](int first) {
+        const int part = first + lane % 8;
+        mine = part < r.splits ? lse[part * per_split] : -INFINITY;
+        there = __ballot_sync(0xFFFFFFFFu, mine != -INFINITY);
+#pragma unroll
+        for (int i = 0; i < 8; i++) {
+            v[i] = make_float4(0, 0, 0, 0);
+            if (there >> i & 1)
+                v[i] = *(const float4 *)(out + (first + i) * per_split * MLA_MQA_LATENT);
+        }
+    };
+    ask(group * 8);
     float reference = -INFINITY, max_log2 = -INFINITY;
     bool bad = false; /* fmaxf drops NaN; here it must stay */
     for (int s = lane; s < r.splits; s += 32) {
         float l = lse[s * per_split];
         bad |= isnan(l);
         reference = fmaxf(reference, l);
-        max_log2 = fmaxf(max_log2, top[s * per_split]);
+        if (a.max_logits)
+            max_log2 = fmaxf(max_log2, top[s * per_split]);
     }
     for (int i = 16; i; i /= 2) {
         reference = fmaxf(reference, __shfl_xor_sync(0xFFFFFFFFu, reference, i));
@@ -76,34 +99,38 @@ __global__ void __launch_bounds__(MLA_MQA_THREADS)
     float sink = a.sink ? a.sink[head] * 1.44269504f : -INFINITY;
     reference = __any_sync(0xFFFFFFFFu, bad) ? NAN : fmaxf(reference, sink);
     bool nothing = isinf(reference); /* no key and no sink, or a sink of +inf */
-    float sum = nothing ? 1 : exp2f(sink - reference);
+    float sum = nothing ? 1 : group ? 0 : exp2f(sink - reference);
     float4 acc = make_float4(0, 0, 0, 0);
-    /* Weights of 32 parts, one a lane; the parts in their order, loads of eight under way. */
-    for (int first = 0; !nothing && first < r.splits; first += 32) {
-        float l = first + lane < r.splits ? lse[(first + lane) * per_split] : -INFINITY;
-        float mine = l == -INFINITY || MUTANT(SPLIT_MEAN) ? 1.0f : exp2f(l - reference);
-        uint32_t there = __ballot_sync(0xFFFFFFFFu, l != -INFINITY);
-        int count = min(32, r.splits - first);
-#pragma unroll 1
-        for (int base = 0; base < count; base += 8) {
-            float4 v[8];
+    for (int first = group * 8; !nothing && first < r.splits; first += GROUPS * 8) {
+        if (first != group * 8)
+            ask(first);
+        mine = mine == -INFINITY || MUTANT(SPLIT_MEAN) ? 1.0f : exp2f(mine - reference);
 #pragma unroll
-            for (int i = 0; i < 8; i++) {
-                v[i] = make_float4(0, 0, 0, 0);
-                if (there >> (base + i) & 1)
-                    v[i] = *(const float4 *)(out + (first + base + i) * per_split * MLA_MQA_LATENT);
-            }
+        for (int i = 0; i < 8; i++) {
+            const float weight = __shfl_sync(0xFFFFFFFFu, mine, i);
+            if (!(there >> i & 1))
+                continue;
+            sum += MUTANT(SPLIT_LOST) && first + i == 1 ? 0 : weight;
+            acc.x += weight * v[i].x;
+            acc.y += weight * v[i].y;
+            acc.z += weight * v[i].z;
+            acc.w += weight * v[i].w;
+        }
+    }
+    if (GROUPS > 1) {
+        if (group) {
+            others[group - 1][unit][lane] = acc;
+            if (lane == 0)
+                other_sums[group - 1][unit] = sum;
+        }
+        __syncthreads();
+        if (group)
+            return;
 #pragma unroll
-            for (int i = 0; i < 8; i++) {
-                float weight = __shfl_sync(0xFFFFFFFFu, mine, base + i);
-                if (!(there >> (base + i) & 1))
-                    continue;
-                sum += MUTANT(SPLIT_LOST) && first + base + i == 1 ? 0 : weight;
-                acc.x += weight * v[i].x;
-                acc.y += weight * v[i].y;
-                acc.z += weight * v[i].z;
-                acc.w += weight * v[i].w;
-            }
+        for (int i = 0; i < GROUPS - 1 && !nothing; i++) {
+            const float4 more = others[i][unit][lane];
+            acc = make_float4(acc.x + more.x, acc.y + more.y, acc.z + more.z, acc.w + more.w);
+            sum += other_sums[i][unit];
         }
     }
     float factor = nothing ? 0 : 1 / sum;
@@ -171,9 +198,10 @@ __global__ void __launch_bounds__(MLA_MQA_THREADS)
             (nothing ? reference : reference + log2f(sum)) * m.lse_unit;
 }
 
-extern "C" const void *mla_mqa_combine_function(void)
+extern "C" const void *mla_mqa_combine_function(int groups)
 {
-    return mla_kernel_address(mqa_combine_kernel);
+    return groups > 1 ? mla_kernel_address(mqa_combine_kernel<MLA_MQA_COMBINE_GROUPS>)
+                      : mla_kernel_address(mqa_combine_kernel<1>);
 }
 
 extern "C" const void *mla_merge_function(void)

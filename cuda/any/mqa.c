@@ -175,6 +175,8 @@ static mla_status add_launch(const struct mla_job *job, int tile, int64_t fill,
                             " rows of split requests, want fewer than 2^31",
                             plan->engine->name, l.blocks, l.merged_rows);
     }
+    if (l.count == 1)
+        l.only = table[l.first];
     if (l.count)
         plan->launches[plan->num_launches++] = l;
     return MLA_OK;
@@ -413,9 +415,10 @@ mla_status mla_mqa_launch_grid(const struct mla_mqa_tile *tile, void *argument, 
 
 /* From sm_90 on the grid may start while the one before it is ending; it waits for its results. */
 static mla_status launch_combine(const struct mla_job *job, struct mla_mqa_args *a, int64_t rows,
-                                 void *stream)
+                                 int64_t most_splits, void *stream)
 {
-    const int64_t warps = MLA_MQA_THREADS / 32, all = rows * MLA_MQA_COMBINE_WARPS;
+    const int groups = most_splits > 8 ? MLA_MQA_COMBINE_GROUPS : 1;
+    const int64_t warps = MLA_MQA_THREADS / 32, all = rows * MLA_MQA_COMBINE_WARPS * groups;
     cudaLaunchAttribute attribute = {.id = cudaLaunchAttributeProgrammaticStreamSerialization};
     attribute.val.programmaticStreamSerializationAllowed = 1;
     const cudaLaunchConfig_t config = {
@@ -426,7 +429,7 @@ static mla_status launch_combine(const struct mla_job *job, struct mla_mqa_args 
         .numAttrs = job->context->sm >= 90,
     };
     void *args[] = {a, &rows};
-    MLA_CUDA(cudaLaunchKernelExC(&config, mla_mqa_combine_function(), args));
+    MLA_CUDA(cudaLaunchKernelExC(&config, mla_mqa_combine_function(groups), args));
     return MLA_OK;
 }
 
@@ -446,7 +449,7 @@ mla_status mla_mqa_launch(const struct mla_job *job, const struct mla_mqa_plan *
         else
             status = mla_mqa_launch_grid(&tile, &a, l->blocks, stream);
         if (status == MLA_OK && l->merged_rows)
-            status = launch_combine(job, &a, l->merged_rows, stream);
+            status = launch_combine(job, &a, l->merged_rows, plan->most_splits, stream);
     }
     return status;
 }

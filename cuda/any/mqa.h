@@ -10,7 +10,13 @@
 extern "C" {
 #endif
 
-enum { MLA_MQA_LATENT = 512, MLA_MQA_KEYS = 32, MLA_MQA_THREADS = 256, MLA_MQA_COMBINE_WARPS = 4 };
+enum {
+    MLA_MQA_LATENT = 512,
+    MLA_MQA_KEYS = 32,
+    MLA_MQA_THREADS = 256,
+    MLA_MQA_COMBINE_WARPS = 4,
+    MLA_MQA_COMBINE_GROUPS = 4
+};
 
 /* The cache of one launch. Strides in bytes. */
 struct mla_mqa_cache {
@@ -82,9 +88,10 @@ struct mla_mqa_tile {
 /* rows 16, 32 or 64; rope_dim 0 or 64; q_dtype bf16 or f16. */
 struct mla_mqa_tile mla_mqa_tile_bf16(int rows, int rope_dim, bool packed);
 struct mla_mqa_tile mla_mqa_tile_f16(int rows, int rope_dim, bool packed);
-/* Joins the partial results of split requests; MLA_MQA_COMBINE_WARPS a row, MLA_MQA_THREADS threads
- * a block. */
-const void *mla_mqa_combine_function(void);
+/* Joins the partial results of split requests; MLA_MQA_COMBINE_WARPS times groups a row,
+ * MLA_MQA_THREADS threads a block. groups: 1, or MLA_MQA_COMBINE_GROUPS for more than eight
+ * parts. */
+const void *mla_mqa_combine_function(int groups);
 
 #ifdef __cplusplus
 }

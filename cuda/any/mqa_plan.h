@@ -36,6 +36,7 @@ struct mla_mqa_launch {
     int tile;
     int64_t blocks; /* tiles times splits: blocks, or clusters where the tile has them */
     int64_t merged_rows;
+    struct mla_mqa_request only; /* the request, where it is one alone */
 };
 
 struct mla_mqa_engine {

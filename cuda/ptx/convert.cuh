@@ -40,6 +40,27 @@ __device__ __forceinline__ uint32_t cvt_rn_f16x2_e4m3x2(uint16_t two)
 #endif
 }
 
+/* The same of a word's low (HIGH 0) or high half, without a shift. */
+template <int HIGH> __device__ __forceinline__ uint32_t cvt_rn_f16x2_e4m3x2_of(uint32_t word)
+{
+#ifdef MLA_MODEL
+    return model_cvt_rn_f16x2_e4m3x2((uint16_t)(word >> HIGH * 16));
+#else
+    uint32_t r;
+    if (HIGH)
+        asm("{\n.reg .b16 low, high;\nmov.b32 {low, high}, %1;\n"
+            "cvt.rn.f16x2.e4m3x2 %0, high;\n}\n"
+            : "=r"(r)
+            : "r"(word));
+    else
+        asm("{\n.reg .b16 low, high;\nmov.b32 {low, high}, %1;\n"
+            "cvt.rn.f16x2.e4m3x2 %0, low;\n}\n"
+            : "=r"(r)
+            : "r"(word));
+    return r;
+#endif
+}
+
 /* Two floats as e4m3, rounded to nearest even; beyond 448 becomes 448 (sm_89 and later). */
 __device__ __forceinline__ uint16_t cvt_rn_satfinite_e4m3x2_f32(float low, float high)
 {

@@ -51,4 +51,14 @@ __device__ __forceinline__ u32 ld_acquire(const u32 *gmem)
     return value;
 }
 
+/* Calls the line of 128 bytes at an address to L2. */
+__device__ __forceinline__ void prefetch_global_l2(const void *gmem)
+{
+#ifdef MLA_MODEL
+    (void)gmem;
+#else
+    asm volatile("prefetch.global.L2 [%0];" ::"l"(gmem) : "memory");
+#endif
+}
+
 #endif

@@ -80,8 +80,9 @@ static struct mla_mqa_cut cut(const struct mla_job *job, const struct mla_reques
 static struct mla_mqa_tile tile(const mla_problem *p, int index)
 {
     int rope = (int)p->qk_rope_dim;
-    return p->q_dtype == MLA_BF16 ? mla_decode90_tile_bf16((int)p->cache_format, rope, index == 1)
-                                  : mla_decode90_tile_f16(rope);
+    return p->q_dtype == MLA_BF16
+               ? mla_decode90_tile_bf16((int)p->cache_format, rope, index == 1, p->has_mask)
+               : mla_decode90_tile_f16(rope);
 }
 
 /* Queries by TMA, if heads of all tokens are evenly spaced rows. */
@@ -125,6 +126,7 @@ static mla_status launch(const struct mla_job *job, const struct mla_mqa_tile *t
     struct mla_decode90_args g = {
         .a = *args,
         .works = (int32_t)launch->blocks,
+        .only = launch->only,
         .wide_stores = ((uint64_t)(uintptr_t)args->out | (uint64_t)(args->out_stride[0] * item) |
                         (uint64_t)(args->out_stride[1] * item)) %
                            16 ==

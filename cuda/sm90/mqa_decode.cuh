@@ -3,14 +3,17 @@
  * over top-k lists, plain caches and packed records, flat or paged. A tile is 64 rows: pairs of
  * query token and head of a request (dense), or heads of one token (lists).
  *
- * Persistent blocks, one an SM, of three warpgroups; a work is a tile and a split of its keys.
- * Keys come in blocks of 64. Pair: where two tiles share packed records, a cluster of two blocks
- * takes both. Each widens half of the keys and copies them to the other block.
+ * Persistent blocks, one an SM, of three warpgroups (fp8 records: four); a work is a tile and a
+ * split of its keys. Keys come in blocks of 64. Pair: where two tiles share packed records, a
+ * cluster of two blocks takes both. Each widens half of the keys and copies them to the other.
  *
  *   warpgroup  registers  duty
  *   0          120        finds works, brings queries and keys (mqa_decode_keys.cuh)
  *   1          192        scores and softmax of even blocks; columns 0-255 of the output
  *   2          192        scores and softmax of odd blocks; columns 256-511 of the output
+ *
+ * Records of fp8_ds_mla: warpgroups 0 and 1 have 64 registers each (mqa_decode_stream.cuh), 2 and 3
+ * are what 1 and 2 are here.
  *
  * Shared memory, bytes
  *   Q       64 rows x 576, nine tiles of [64][128 bytes], swizzled       73728
@@ -22,6 +25,7 @@
  *   barrier            count   arrives                             waits
  *   work_full[2]       1       producer                            1, 2
  *   work_free[2]       8       warps of 1, 2: are through          producer
+ *                              (fp8 records: eight producer warps, so 8 + tx where 4 + tx stands)
  *   q_full             4 + tx  producer warps (TMA)                1, 2
  *   q_free             8       warps of 1, 2: last scores          producer
  *   k_full[stage]      4 + tx  producer warps (TMA): columns       1 or 2: the block's owner
@@ -47,9 +51,9 @@
  * the output are rescaled alike.
  *
  * Clocks of 64 keys x 64 rows: 8.9 MFLOP take 2176 at 4096 a clock; shared memory 296 KB (Q and K
- * of 36 steps 144, P and V 72, writes 80) 2368 at 128 bytes. Widening fp8: a warp a scheduler takes
- * 650 instructions for eight keys, twice for 64 keys, in a pair once. 16 rows cost as much as 64; a
- * bf16 cache read at 3 TB/s brings 64 keys to each of 132 SMs in 5700 clocks.
+ * of 36 steps 144, P and V 72, writes 80) 2368 at 128 bytes. Widening fp8: 620 instructions a warp
+ * for eight keys, two warps a scheduler, once for 64 keys, in a pair half. 16 rows cost as much as
+ * 64; a bf16 cache read at 3 TB/s brings 64 keys to each of 132 SMs in 5700 clocks.
  *
  * A key that no row of the tile sees is zero in shared memory and its score -inf: what an invisible
  * slot holds reaches nothing. P is rounded to the input type unnormalised, its sum is of fp32
@@ -62,9 +66,12 @@
 #include "ptx/launch.cuh"
 #include "ptx/wgmma.cuh"
 
-static const int DECODE_THREADS = 384;
-static const int PRODUCER_REGISTERS = 120, MATH_REGISTERS = 192;
-static_assert((PRODUCER_REGISTERS + 2 * MATH_REGISTERS) * 128 <= 65536, "register file");
+/* Of a kernel whose producers are so many warps. */
+template <int WARPS> struct decode_block {
+    static const int threads = WARPS * 32 + 256;
+    static const int producer_registers = WARPS == 4 ? 120 : 64, math_registers = 192;
+    static_assert(producer_registers * WARPS * 32 + math_registers * 256 <= 65536, "register file");
+};
 
 /* What a lane knows of its two rows: of the block before this one, its own sum of weights, and
  * where they stand. */
@@ -203,8 +210,15 @@ __device__ __forceinline__ u64 values_desc(u32 smem, u32 stage, int wg)
                       1024, 128);
 }
 
-/* Issues O += P·V of the other warpgroup's block. */
-template <class T>
+/* Columns 0-127 or 128-255 of a warpgroup's output. */
+__device__ __forceinline__ float (&half_of(float (&o)[128], int half))[64]
+{
+    return *(float(*)[64]) & o[half * 64];
+}
+
+/* Issues O += P·V of the other warpgroup's block. HALVES: products of 128 columns: those of 256
+ * want more registers than ptxas grants a thread of 512. */
+template <class T, bool HALVES>
 __device__ __forceinline__ void issue_other_values(float (&o)[128], u32 smem, u32 stage, int wg)
 {
     const u64 a =
@@ -214,12 +228,19 @@ __device__ __forceinline__ void issue_other_values(float (&o)[128], u32 smem, u3
     wgmma_fence();
 #pragma unroll
     for (int i = 0; i < KEYS / 16; i++)
-        wgmma_ss<T, 256, 0, 1>(o, desc_advance(a, i * 32), desc_advance(b, i * 2048), true);
+        if constexpr (HALVES) {
+            wgmma_ss<T, 128, 0, 1>(half_of(o, 0), desc_advance(a, i * 32),
+                                   desc_advance(b, i * 2048), true);
+            wgmma_ss<T, 128, 0, 1>(half_of(o, 1), desc_advance(a, i * 32),
+                                   desc_advance(b, i * 2048 + 2 * TILE_BYTES), true);
+        } else {
+            wgmma_ss<T, 256, 0, 1>(o, desc_advance(a, i * 32), desc_advance(b, i * 2048), true);
+        }
     wgmma_commit();
 }
 
 /* And of this one's, P in registers. */
-template <class T>
+template <class T, bool HALVES>
 __device__ __forceinline__ void issue_own_values(float (&o)[128], u32 (&p)[KEYS / 16][4], u32 smem,
                                                  u32 stage, int wg)
 {
@@ -231,7 +252,13 @@ __device__ __forceinline__ void issue_own_values(float (&o)[128], u32 (&p)[KEYS 
     wgmma_fence();
 #pragma unroll
     for (int i = 0; i < KEYS / 16; i++)
-        wgmma_rs<T, 256, 1>(o, p[i], desc_advance(b, i * 2048), true);
+        if constexpr (HALVES) {
+            wgmma_rs<T, 128, 1>(half_of(o, 0), p[i], desc_advance(b, i * 2048), true);
+            wgmma_rs<T, 128, 1>(half_of(o, 1), p[i], desc_advance(b, i * 2048 + 2 * TILE_BYTES),
+                                true);
+        } else {
+            wgmma_rs<T, 256, 1>(o, p[i], desc_advance(b, i * 2048), true);
+        }
     wgmma_commit();
 }
 
@@ -329,11 +356,19 @@ __device__ __forceinline__ void store_columns(const struct mla_decode90_args &g,
         if (!__any_sync(~0u, there))
             continue;
         if (floats) {
-            float *out = (split ? a.part_out : (float *)a.out) + column + t * 2;
+            /* Two lanes swap: one then has four columns of 8 i, the other of 8 i + 8. */
+            const bool odd = t & 1;
+            float *out = (split ? a.part_out : (float *)a.out) + column + (odd ? 8 : 0) + t / 2 * 4;
 #pragma unroll
-            for (int i = 0; i < 32; i++)
+            for (int i = 0; i < 32; i += 2) {
+                const float2 x = pair(i), y = pair(i + 1), give = odd ? x : y;
+                const float2 got =
+                    make_float2(__shfl_xor_sync(~0u, give.x, 1), __shfl_xor_sync(~0u, give.y, 1));
+                const float4 four =
+                    odd ? make_float4(got.x, got.y, y.x, y.y) : make_float4(x.x, x.y, got.x, got.y);
                 if (there)
-                    *(float2 *)(out + i * 8) = pair(i);
+                    *(float4 *)(out + i * 8) = four;
+            }
         } else if (g.wide_stores) {
             const bool is_bf16 = a.out_dtype == MLA_BF16;
 #pragma unroll
@@ -416,7 +451,7 @@ __device__ __forceinline__ void attend_works(const struct mla_decode90_args &g, 
             if (j > 0) { /* the other's block first: its stage is wanted */
                 read_block(smem, now, row, &r);
                 rescale(o, r.factor);
-                issue_other_values<T>(o, smem, now.stage, wg);
+                issue_other_values<T, (F::WARPS > 4)>(o, smem, now.stage, wg);
             }
             mbarrier_wait(smem + S::k_full + mine.stage * 8, mine.phase);
             if (j + 2 >= steps && MLA_MUTANT == 6)
@@ -433,7 +468,7 @@ __device__ __forceinline__ void attend_works(const struct mla_decode90_args &g, 
                 release(smem + S::q_free);
             weigh_block<T>(a, note, s, p, smem, mine.stage, j, wg, row, &r);
             rescale(o, r.factor);
-            issue_own_values<T>(o, p, smem, mine.stage, wg);
+            issue_own_values<T, (F::WARPS > 4)>(o, p, smem, mine.stage, wg);
             wgmma_wait<0>();
             wgmma_bind(o);
             release_stage<PAIR>(smem, peer, mine.stage, wg);
@@ -446,7 +481,7 @@ __device__ __forceinline__ void attend_works(const struct mla_decode90_args &g, 
             r.sum[0] *= r.factor[0];
             r.sum[1] *= r.factor[1];
             rescale(o, r.factor);
-            issue_other_values<T>(o, smem, now.stage, wg);
+            issue_other_values<T, (F::WARPS > 4)>(o, smem, now.stage, wg);
             wgmma_wait<0>();
             wgmma_bind(o);
             release_stage<PAIR>(smem, peer, now.stage, wg);
@@ -464,23 +499,31 @@ __device__ __forceinline__ void attend_works(const struct mla_decode90_args &g, 
 /* ------------------------------------------------------------------- kernel */
 
 template <class T, class F, bool PAIR>
-__global__ void __launch_bounds__(DECODE_THREADS, 1)
+__global__ void __launch_bounds__(decode_block<F::WARPS>::threads, 1)
     decode90_kernel(const __grid_constant__ struct mla_decode90_args g)
 {
     const u32 smem = dynamic_smem();
     const u32 warp = warp_index(), rank = PAIR ? cluster_ctarank() : 0;
     const u32 peer = PAIR ? mapa(smem, rank ^ 1) : 0, both = PAIR ? 2 : 1;
+    if (warp == F::WARPS && elect_one()) {
+        if (g.q_boxes)
+            tma_prefetch_map(&g.q);
+        if (g.box_rows)
+            tma_prefetch_map(&g.latent);
+        if (g.box_rows && F::TILES == 9)
+            tma_prefetch_map(&g.rope);
+    }
     if (warp == 0 && elect_one()) {
         for (int i = 0; i < 2; i++) {
             mbarrier_init(smem + S::work_full + i * 8, LANES_THAT_ARRIVE);
             mbarrier_init(smem + S::work_free + i * 8, 8 * LANES_THAT_ARRIVE);
-            mbarrier_init(smem + S::k_full + i * 8, PRODUCERS * LANES_THAT_ARRIVE);
+            mbarrier_init(smem + S::k_full + i * 8, F::WARPS * LANES_THAT_ARRIVE);
             mbarrier_init(smem + S::left_free + i * 8, 4 * both * LANES_THAT_ARRIVE);
-            mbarrier_init(smem + S::k_right + i * 8, PRODUCERS * LANES_THAT_ARRIVE);
+            mbarrier_init(smem + S::k_right + i * 8, F::WARPS * LANES_THAT_ARRIVE);
             mbarrier_init(smem + S::right_free + i * 8, 8 * both * LANES_THAT_ARRIVE);
             mbarrier_init(smem + S::p_full + i * 8, 4 * LANES_THAT_ARRIVE);
         }
-        mbarrier_init(smem + S::q_full, PRODUCERS * LANES_THAT_ARRIVE);
+        mbarrier_init(smem + S::q_full, F::WARPS * LANES_THAT_ARRIVE);
         mbarrier_init(smem + S::q_free, 8 * LANES_THAT_ARRIVE);
         fence_mbarrier_init();
     }
@@ -489,27 +532,30 @@ __global__ void __launch_bounds__(DECODE_THREADS, 1)
     else
         __syncthreads();
     griddep_launch_dependents(); /* combine waits for the end of this grid all the same */
-    if (warp < PRODUCERS) {
-        setmaxnreg_dec<PRODUCER_REGISTERS>();
+    if (warp < F::WARPS) {
+        setmaxnreg_dec<decode_block<F::WARPS>::producer_registers>();
         MLA_ROLE("keys");
         produce<T, F, PAIR>(g, smem, peer, rank);
     } else {
-        setmaxnreg_inc<MATH_REGISTERS>();
+        setmaxnreg_inc<decode_block<F::WARPS>::math_registers>();
         MLA_ROLE("softmax");
-        attend_works<T, F, PAIR>(g, smem, peer, (int)(warp - PRODUCERS) / 4);
+        attend_works<T, F, PAIR>(g, smem, peer, (int)(warp - F::WARPS) / 4);
     }
     if (PAIR)
         cluster_sync(); /* the other block still writes to this one's barriers */
 }
 
-/* pair, of packed records: two blocks that share keys. */
-template <class T, class F> static struct mla_mqa_tile decode_tile(bool pair)
+template <class T, class F> static struct mla_mqa_tile decode_alone(void)
 {
-    if constexpr (F::packed)
-        if (pair)
-            return {mla_kernel_address((decode90_kernel<T, F, true>)), S::pair_bytes,
-                    DECODE_THREADS, 2};
-    return {mla_kernel_address((decode90_kernel<T, F, false>)), S::shared_bytes, DECODE_THREADS, 1};
+    return {mla_kernel_address((decode90_kernel<T, F, false>)), S::shared_bytes,
+            decode_block<F::WARPS>::threads, 1};
+}
+
+/* Of packed records: two blocks that share keys. */
+template <class T, class F> static struct mla_mqa_tile decode_pair(void)
+{
+    return {mla_kernel_address((decode90_kernel<T, F, true>)), S::pair_bytes,
+            decode_block<F::WARPS>::threads, 2};
 }
 
 #endif

@@ -4,6 +4,5 @@
 
 struct mla_mqa_tile mla_decode90_tile_f16(int rope_dim)
 {
-    return rope_dim ? decode_tile<f16, plain_rows<64>>(false)
-                    : decode_tile<f16, plain_rows<0>>(false);
+    return rope_dim ? decode_alone<f16, plain_rows<64>>() : decode_alone<f16, plain_rows<0>>();
 }

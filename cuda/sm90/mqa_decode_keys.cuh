@@ -10,7 +10,8 @@
  * while the stages in shared memory are in use. Positions run two blocks ahead, page ids one.
  *
  * Pair: warp w of block r widens keys 16 w + 8 r to 16 w + 8 r + 7: eight rows of a swizzled tile,
- * 1 KB in one piece, which a bulk copy takes to the same place of the other block. A stage is free
+ * 1 KB in one piece, which a bulk copy takes to the same place of the other block (of fp8_ds_mla
+ * eight warps with four keys each, 512 bytes). A stage is free
  * when both blocks have read theirs: then this block's copies have left it too, all but those of
  * rope, where P may come sooner; they start from a place of their own. */
 #ifndef MLA_CUDA_SM90_MQA_DECODE_KEYS_CUH
@@ -23,6 +24,7 @@
 #include "ptx/cluster.cuh"
 #include "ptx/global.cuh"
 #include "ptx/mbarrier.cuh"
+#include "ptx/opaque.cuh"
 #include "ptx/shared.cuh"
 #include "ptx/tma.cuh"
 #include "ptx/warp.cuh"
@@ -30,7 +32,7 @@
 #include "warpgroup.cuh"
 
 static const int KEYS = MLA_DECODE90_KEYS, ROWS = MLA_DECODE90_ROWS;
-static const int PRODUCERS = 4;           /* warps */
+static const int PRODUCERS = 4;           /* warps, of all formats but fp8_ds_mla */
 static const u32 TILE_BYTES = KEYS * 128; /* 64 columns of a block of keys, or of the queries */
 
 /* Shared memory, for every format. */
@@ -47,7 +49,8 @@ struct decode_shape {
                      k_full = work_free + 16, left_free = k_full + 8 * STAGES,
                      right_free = left_free + 8 * STAGES, p_full = right_free + 8 * STAGES,
                      q_full = p_full + 8 * STAGES, q_free = q_full + 8, k_right = q_free + 8,
-                     shared_bytes = k_right + 8 * STAGES;
+                     walks_at = (k_right + 8 * STAGES + 15) / 16 * 16, /* of warps, 32 bytes each */
+        shared_bytes = walks_at + 8 * 32;
     /* Pairs: rope of a stage on its way to the other block, whose place here P may take first. */
     static const u32 rope_at = (shared_bytes + 127) / 128 * 128, rope_bytes = PRODUCERS * 1024,
                      pair_bytes = rope_at + STAGES * rope_bytes;
@@ -115,7 +118,8 @@ template <bool PAIR>
 __device__ __forceinline__ struct span find_decode_work(const struct mla_decode90_args &g,
                                                         int index, u32 rank, struct work *w)
 {
-    const struct mla_mqa_args &a = g.a;
+    struct mla_mqa_args a = g.a;
+    struct mla_mqa_request r = g.only;
     int low = 0, high = a.num_requests - 1;
     while (low < high) { /* the last request that begins at or before this work */
         int middle = (low + high + 1) / 2;
@@ -124,16 +128,18 @@ __device__ __forceinline__ struct span find_decode_work(const struct mla_decode9
         else
             high = middle - 1;
     }
-    const struct mla_mqa_request *r = &a.requests[low];
     const int end = low + 1 < a.num_requests ? a.requests[low + 1].first_block : g.works;
-    const int first = r->first_block, splits = r->splits, tiles = (end - first) / splits;
+    if (a.num_requests > 1)
+        r = a.requests[low];
+    a.requests = &r;
+    const int first = r.first_block, splits = r.splits, tiles = (end - first) / splits;
     const int t = (index - first) % tiles, split = (index - first) / tiles;
     const int block = first + t * splits + split;
-    set_work<ROWS>(a, low, block, (int)rank, w);
+    set_work<ROWS>(a, 0, block, (int)rank, w);
     if (PAIR && !a.topk &&
         MLA_MUTANT != 14) { /* both blocks walk the keys that the later rows see */
         struct work later;
-        set_work<ROWS>(a, low, block, 1, &later);
+        set_work<ROWS>(a, 0, block, 1, &later);
         w->end = later.end;
         w->count = later.count;
     }
@@ -168,20 +174,6 @@ __device__ __forceinline__ struct decode_note note_of(const struct mla_mqa_args 
 
 /* ------------------------------------------------------------------ formats */
 
-/* 16 bytes; L2 may bring the 256 bytes round them. */
-__device__ __forceinline__ uint4 ld_global_256(const void *gmem)
-{
-    uint4 v;
-#ifdef MLA_MODEL
-    memcpy(&v, gmem, sizeof v);
-#else
-    asm volatile("ld.global.nc.L2::256B.v4.b32 {%0, %1, %2, %3}, [%4];"
-                 : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
-                 : "l"(gmem));
-#endif
-    return v;
-}
-
 /* 16 bytes (eight columns from 64 · tile + 8 · piece on) of a key to its place. */
 __device__ __forceinline__ void put(u32 at, int key, int tile, int piece, uint4 v)
 {
@@ -194,7 +186,8 @@ __device__ __forceinline__ void put(u32 at, int key, int tile, int piece, uint4 
  * of columns 0 to 255 at least (HALF 0), then the others (1). */
 template <int ROPE> struct plain_rows {
     static const int TILES = 8 + ROPE / 64, SETS = 0, LANES = 8;
-    static const bool packed = false;
+    static const bool packed = false, masks = true;
+    static const int WARPS = PRODUCERS;
 
     /* cp.async, straight to its place. */
     static __device__ __forceinline__ void copy(u32 at, int key, int part, const char *data,
@@ -227,7 +220,8 @@ __device__ __forceinline__ void put_e4m3(u32 at, int key, int part, int i, uint4
  * banks once. */
 struct fp8_rows {
     static const int TILES = 9, SETS = 1, LANES = 4;
-    static const bool packed = true;
+    static const bool packed = true, masks = true;
+    static const int WARPS = PRODUCERS;
     uint4 v[8], rope[2];
     float4 scales;
 
@@ -236,10 +230,10 @@ struct fp8_rows {
         scales = ld_global<float4>(data + FP8_SCALES_AT);
 #pragma unroll
         for (int i = 0; i < 8; i++)
-            v[i] = ld_global_256(data + i * 64 + part * 16);
+            v[i] = ld_global<uint4>(data + i * 64 + part * 16);
 #pragma unroll
         for (int i = 0; i < 2; i++)
-            rope[i] = ld_global_256(data + FP8_ROPE_AT + part * 32 + i * 16);
+            rope[i] = ld_global<uint4>(data + FP8_ROPE_AT + part * 32 + i * 16);
     }
     template <class T, int HALF>
     __device__ __forceinline__ void pass(u32 at, int key, int part, const char *data, const char *)
@@ -249,7 +243,7 @@ struct fp8_rows {
         for (int i = HALF * 4; i < HALF * 4 + 4; i++) {
             put(at, key, i, 2 * part, dequant_e4m3x8<T>(make_uint2(v[i].x, v[i].y), of[i / 2]));
             put(at, key, i, 2 * part + 1, dequant_e4m3x8<T>(make_uint2(v[i].z, v[i].w), of[i / 2]));
-            v[i] = ld_global_256(data + i * 64 + part * 16);
+            v[i] = ld_global<uint4>(data + i * 64 + part * 16);
         }
         if (HALF == 0)
             return;
@@ -257,14 +251,21 @@ struct fp8_rows {
 #pragma unroll
         for (int i = 0; i < 2; i++) {
             put(at, key, 8, 2 * part + i, from_bf16x8<T>(rope[i]));
-            rope[i] = ld_global_256(data + FP8_ROPE_AT + part * 32 + i * 16);
+            rope[i] = ld_global<uint4>(data + FP8_ROPE_AT + part * 32 + i * 16);
         }
     }
 };
 
+/* The same by eight warps of 64 registers (mqa_decode_stream.cuh). */
+struct fp8_stream {
+    static const int TILES = 9, WARPS = 8;
+    static const bool packed = true, masks = false;
+};
+
 struct model1_rows {
     static const int TILES = 8, SETS = 2, LANES = 8;
-    static const bool packed = true;
+    static const bool packed = true, masks = true;
+    static const int WARPS = PRODUCERS;
     uint4 v[4], rope;
     uint2 scales;
 
@@ -299,7 +300,8 @@ struct model1_rows {
 
 struct v41_rows {
     static const int TILES = 8, SETS = 2, LANES = 8;
-    static const bool packed = true;
+    static const bool packed = true, masks = true;
+    static const int WARPS = PRODUCERS;
     uint4 v[4], scales;
 
     __device__ __forceinline__ void load(const char *data, const char *other, int part)
@@ -331,7 +333,8 @@ struct v41_rows {
 
 struct nvfp4_rows {
     static const int TILES = 9, SETS = 2, LANES = 8;
-    static const bool packed = true;
+    static const bool packed = true, masks = true;
+    static const int WARPS = PRODUCERS;
     uint4 v[2];   /* 32 columns from 256 · i + 32 · part on */
     uint2 rope;   /* eight columns */
     uint4 scales; /* of the columns with this parity of part */
@@ -373,17 +376,19 @@ struct nvfp4_rows {
 
 /* -------------------------------------------------------------------- keys */
 
-/* Position of key 16 · warp + lane % 16 of a block, unchecked; -1 for none. Bitmask: a key that no
- * token of the rows sees is none. */
+/* Position of key N · warp + lane % N of a block, N keys a warp, unchecked; -1 for none. Bitmask: a
+ * key that no token of the rows sees is none. */
+template <class F>
 __device__ __forceinline__ int fetch_position(const struct mla_mqa_args &a, const struct work &w,
                                               u32 note, int step, int last)
 {
-    int j = step * KEYS + (int)(threadIdx.x / 32 * 16 + threadIdx.x % 16);
+    const int N = KEYS / F::WARPS;
+    int j = step * KEYS + (int)(threadIdx.x / 32 * N + threadIdx.x % N);
     if (step >= last)
         return -1;
     if (w.list)
         return j < w.count ? w.list[j] : -1;
-    if (!a.mask)
+    if (!F::masks || !a.mask)
         return j;
     u32 word = 0;
     int first = j / 32 * 32; /* the same in all lanes */
@@ -418,7 +423,7 @@ __device__ __forceinline__ struct places find_places(const struct mla_mqa_args &
         p.data = a.cache.data + at.data;
         p.other = (F::packed ? a.cache.data : a.cache.rope) + at.other;
     }
-    p.seen = __ballot_sync(~0u, see) & 0xFFFF;
+    p.seen = __ballot_sync(~0u, see) & ((1u << KEYS / F::WARPS) - 1);
     return p;
 }
 
@@ -429,26 +434,34 @@ __device__ __forceinline__ struct places share_places(const struct places &p, in
             (const char *)__shfl_sync(~0u, (u64)p.other, key), p.seen >> key & 1};
 }
 
-/* The tile's queries, as nine (eight) tiles of 64 columns. */
+/* The tile's queries, as nine (eight) tiles of 64 columns: by TMA. */
+template <class F>
+__device__ __forceinline__ void load_query_boxes(const struct mla_decode90_args &g,
+                                                 const struct work &w, u32 smem)
+{
+    const int warp = (int)warp_index(), tiles = (F::TILES - warp + F::WARPS - 1) / F::WARPS;
+    if (elect_one()) {
+        const int row = w.r.q_start * g.a.heads + w.row0;
+        mbarrier_arrive_expect_tx(smem + S::q_full, (u32)tiles * TILE_BYTES);
+        for (int tile = warp; tile < F::TILES; tile += F::WARPS)
+            tma_load_2d(smem + tile * TILE_BYTES, &g.q, smem + S::q_full, tile * 64, row);
+    }
+    others_arrive(smem + S::q_full);
+    __syncwarp();
+}
+
+/* However they lie, once the work before has no more use for its own. */
 template <class F>
 __device__ __forceinline__ void load_queries(const struct mla_decode90_args &g,
                                              const struct work &w, u32 smem, u32 phase)
 {
-    const int warp = (int)warp_index(), tiles = (F::TILES - warp + PRODUCERS - 1) / PRODUCERS;
     mbarrier_wait(smem + S::q_free, phase ^ 1);
     if (g.q_boxes) {
-        if (elect_one()) {
-            const int row = w.r.q_start * g.a.heads + w.row0;
-            mbarrier_arrive_expect_tx(smem + S::q_full, (u32)tiles * TILE_BYTES);
-            for (int tile = warp; tile < F::TILES; tile += PRODUCERS)
-                tma_load_2d(smem + tile * TILE_BYTES, &g.q, smem + S::q_full, tile * 64, row);
-        }
-        others_arrive(smem + S::q_full);
-        __syncwarp();
+        load_query_boxes<F>(g, w, smem);
         return;
     }
 #pragma unroll 1
-    for (int i = threadIdx.x; i < ROWS * F::TILES * 8; i += PRODUCERS * 32) {
+    for (int i = threadIdx.x; i < ROWS * F::TILES * 8; i += F::WARPS * 32) {
         const int row = i / (F::TILES * 8), piece = i % (F::TILES * 8);
         const int from = w.row0 + min(row, w.rows - 1);
         const char *q = g.a.q + (int64_t)(w.r.q_start + from / g.a.heads) * g.a.q_stride[0] +
@@ -465,9 +478,10 @@ template <class F, bool PAIR>
 __device__ __forceinline__ void hand_on(u32 smem, u32 peer, u32 rank, u32 stage, u32 full,
                                         int first, int last)
 {
-    const u32 rope = smem + S::rope_at + stage * S::rope_bytes + threadIdx.x / 32 * 1024;
-    const u32 at = S::k_at + stage * S::stage_bytes + (threadIdx.x / 32 * 16 + rank * 8) * 128;
-    if (PAIR && last == 9) {
+    const u32 share = KEYS / F::WARPS / 2, bytes = share * 128; /* of a pair: keys, of a tile */
+    const u32 rope = smem + S::rope_at + stage * S::rope_bytes + threadIdx.x / 32 * bytes;
+    const u32 at = S::k_at + stage * S::stage_bytes + (threadIdx.x / 32 * 2 + rank) * bytes;
+    if (PAIR && last == 9 && F::WARPS == PRODUCERS) {
         __syncwarp();
 #pragma unroll
         for (u32 i = threadIdx.x % 32 * 16; i < 1024; i += 512)
@@ -479,13 +493,13 @@ __device__ __forceinline__ void hand_on(u32 smem, u32 peer, u32 rank, u32 stage,
     if (elect_one()) {
         if (PAIR) {
             mbarrier_arrive_expect_tx(smem + full + stage * 8,
-                                      (u32)(last - first) * 1024 - (MLA_MUTANT == 13 ? 128 : 0));
+                                      (u32)(last - first) * bytes - (MLA_MUTANT == 13 ? 128 : 0));
 #pragma unroll
             for (int tile = first; tile < last; tile++)
                 bulk_copy_cluster(peer + at + tile * TILE_BYTES,
                                   tile == 8 && MLA_MUTANT != 11 ? rope
                                                                 : smem + at + tile * TILE_BYTES,
-                                  1024, peer + full + stage * 8);
+                                  bytes, peer + full + stage * 8);
         } else {
             mbarrier_arrive(smem + full + stage * 8);
         }
@@ -507,8 +521,8 @@ __device__ __forceinline__ void gather_blocks(const struct mla_decode90_args &g,
     const int mine = lane / F::LANES + (PAIR ? (int)rank * 8 : 0), part = lane % F::LANES;
     const bool queries = s.boxes == s.first; /* not loaded yet */
     F raw[SETS ? SETS : 1];
-    int pos = fetch_position(a, w, note, s.boxes, s.last), page = fetch_page(a, w, pos);
-    int ahead = fetch_position(a, w, note, s.boxes + 1, s.last);
+    int pos = fetch_position<F>(a, w, note, s.boxes, s.last), page = fetch_page(a, w, pos);
+    int ahead = fetch_position<F>(a, w, note, s.boxes + 1, s.last);
     struct places now = find_places<F>(a, w, pos, page), next;
     if constexpr (SETS > 0) {
 #pragma unroll
@@ -519,7 +533,7 @@ __device__ __forceinline__ void gather_blocks(const struct mla_decode90_args &g,
     }
     pos = ahead;
     page = fetch_page(a, w, pos);
-    ahead = fetch_position(a, w, note, s.boxes + 2, s.last);
+    ahead = fetch_position<F>(a, w, note, s.boxes + 2, s.last);
     if (queries) /* behind the first keys: they wait for the work before to end */
         load_queries<F>(g, w, smem, q_load & 1);
 #pragma unroll 1
@@ -527,7 +541,7 @@ __device__ __forceinline__ void gather_blocks(const struct mla_decode90_args &g,
         next = find_places<F>(a, w, pos, page); /* asked for a block ago */
         pos = ahead;
         page = fetch_page(a, w, pos);
-        ahead = fetch_position(a, w, note, step + 3, s.last);
+        ahead = fetch_position<F>(a, w, note, step + 3, s.last);
         if (MLA_MUTANT != 7) {
             mbarrier_wait(smem + S::left_free + k->stage * 8, k->phase ^ 1);
             mbarrier_wait(smem + S::right_free + k->stage * 8, k->phase ^ 1);
@@ -566,6 +580,8 @@ __device__ __forceinline__ void gather_blocks(const struct mla_decode90_args &g,
         k->next();
     }
 }
+
+#include "mqa_decode_stream.cuh"
 
 /* Where a box of keys lies. */
 struct box {
@@ -677,9 +693,11 @@ __device__ __forceinline__ void produce(const struct mla_decode90_args &g, u32 s
                     load_queries<F>(g, w, smem, loads & 1);
             }
         }
-        if (g.a.mask) /* the note is read here too */
+        if (F::masks && g.a.mask) /* the note is read here too */
             mbarrier_wait(smem + S::work_full + slot * 8, (works - 1) >> 1 & 1);
-        if (s.boxes < s.last)
+        if constexpr (F::WARPS > PRODUCERS)
+            stream_blocks<T, F, PAIR>(g, w, s, smem, peer, rank, &k, loads);
+        else if (s.boxes < s.last)
             gather_blocks<T, F, PAIR>(g, w, s, smem, peer, rank, note, &k, loads);
         loads++;
     }
