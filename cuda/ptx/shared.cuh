@@ -107,6 +107,23 @@ template <class T> __device__ __forceinline__ void st_shared(u32 address, T valu
 #endif
 }
 
+/* stmatrix: a warp stores four matrices of 8 rows of 16 bytes. Lane l holds bytes 4 (l % 4) on of
+ * row l / 4 of each, and names where row l % 8 of matrix l / 8 goes, a multiple of 16. */
+__device__ __forceinline__ void st_matrix(u32 address, u32 m0, u32 m1, u32 m2, u32 m3)
+{
+#ifdef MLA_MODEL
+    const u32 words[4] = {m0, m1, m2, m3}, lane = threadIdx.x % 32;
+    for (u32 i = 0; i < 4; i++) {
+        u32 row = __shfl_sync(~0u, address, i * 8 + lane / 4);
+        st_shared(row + lane % 4 * 4, words[i]);
+    }
+#else
+    asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(address),
+                 "r"(m0), "r"(m1), "r"(m2), "r"(m3)
+                 : "memory");
+#endif
+}
+
 /* Adds to a 32-bit word at once; returns what was there. */
 __device__ __forceinline__ u32 atom_add_shared(u32 address, u32 value MLA_AT)
 {

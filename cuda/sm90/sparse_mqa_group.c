@@ -113,14 +113,7 @@ static mla_status launch_groups(const struct mla_job *job, const struct mla_mqa_
                        0,
         .groups = *groups,
     };
-    const uint64_t dims[3] = {(uint64_t)(MLA_MQA_LATENT + p->qk_rope_dim), (uint64_t)p->heads_q,
-                              (uint64_t)mla_total_q(p)};
-    const uint64_t strides[2] = {(uint64_t)a->q_stride[1], (uint64_t)a->q_stride[0]};
-    const uint32_t box[3] = {64, (uint32_t)p->heads_q, (uint32_t)groups->size};
     int sms;
-    mla_status status = mla_tensor_map_tiled(&g.q, 2, 3, a->q, dims, strides, box, 128);
-    if (status != MLA_OK)
-        return status;
     MLA_CUDA(cudaDeviceGetAttribute(&sms, cudaDevAttrMultiProcessorCount, job->context->device));
     return mla_mqa_launch_grid(&t, &g, g.works < sms ? g.works : sms, stream);
 }

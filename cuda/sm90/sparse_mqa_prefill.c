@@ -62,7 +62,6 @@ static mla_status launch(const struct mla_job *job, const struct mla_mqa_tile *t
                          const struct mla_mqa_args *args, const struct mla_mqa_launch *launch,
                          void *stream)
 {
-    const mla_problem *p = job->problem;
     int sms;
     if (args->cache.align < 16 || args->q_align < 16)
         return mla_fail(MLA_ERR_ARGUMENT,
@@ -78,13 +77,6 @@ static mla_status launch(const struct mla_job *job, const struct mla_mqa_tile *t
                            16 ==
                        0,
     };
-    const uint64_t dims[3] = {(uint64_t)(MLA_MQA_LATENT + p->qk_rope_dim), (uint64_t)p->heads_q,
-                              (uint64_t)mla_total_q(p)};
-    const uint64_t strides[2] = {(uint64_t)args->q_stride[1], (uint64_t)args->q_stride[0]};
-    const uint32_t box[3] = {64, MLA_SPARSE_SM90_HEADS, 1};
-    mla_status status = mla_tensor_map_tiled(&g.q, 2, 3, args->q, dims, strides, box, 128);
-    if (status != MLA_OK)
-        return status;
     MLA_CUDA(cudaDeviceGetAttribute(&sms, cudaDevAttrMultiProcessorCount, job->context->device));
     return mla_mqa_launch_grid(tile, &g, launch->blocks < sms ? launch->blocks : sms, stream);
 }

@@ -6,7 +6,6 @@
 
 #include "any/mqa.h"
 #include "any/union.h"
-#include "tensor_map.h"
 
 #ifdef __cplusplus
 extern "C" {
@@ -16,10 +15,9 @@ enum { MLA_SPARSE_SM90_KEYS = 64, MLA_SPARSE_SM90_HEADS = 64 };
 
 struct mla_sparse_sm90_args {
     struct mla_mqa_args a;
-    struct mla_tensor_map q;      /* dimensions d, heads, tokens; boxes of 64 columns of 64 heads */
     int32_t works;                /* tokens times head tiles times splits, or groups */
     int32_t wide_stores;          /* rows of out are multiples of 16 bytes apart */
-    struct mla_mqa_groups groups; /* of tokens that fill 64 rows; boxes of q: their heads */
+    struct mla_mqa_groups groups; /* of tokens that fill 64 rows */
 };
 
 struct mla_mqa_tile mla_sparse_sm90_tile_bf16(int rope_dim);
