@@ -41,6 +41,11 @@
 #include "ptx/wgmma.cuh"
 #include "ring.cuh"
 
+/* In works of as many blocks P·V waits until the next scores are under way: its products of 256
+ * columns would win the tensor core from them, and leave it idle in the softmax. In short ones keys
+ * come late, and waiting for the next costs more. */
+static const int LONG_WORK = 32;
+
 /* TILES: of 64 columns, 8 or 9. HELD: of them in SCORES' registers. */
 template <int TILES_, int HELD_, int STAGES_> struct role_shape {
     static const int TILES = TILES_, HELD = HELD_ < TILES_ ? HELD_ : TILES_, STAGES = STAGES_;
@@ -425,6 +430,7 @@ __device__ __forceinline__ void attend_values(const struct mla_mqa_args &a, cons
         int steps = ld_shared<int>(note + NOTE_STEPS);
         if (steps < 0)
             return;
+        const bool in_turn = steps >= LONG_WORK;
         float o[128];
 #pragma unroll
         for (int i = 0; i < 128; i++)
@@ -443,7 +449,7 @@ __device__ __forceinline__ void attend_values(const struct mla_mqa_args &a, cons
             const float factor[2] = {ld_shared<float>(factors), ld_shared<float>(factors + 32)};
             rescale(o, factor);
             scored.next();
-            if (steps > 1)
+            if (in_turn && steps > 1)
                 mbarrier_wait(smem + S::s_full + scored.stage * 8, scored.phase);
             issue_values<T, S, N>(o, smem, now, half);
             wgmma_wait<0>();
