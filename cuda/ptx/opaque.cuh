@@ -15,6 +15,18 @@ __device__ __forceinline__ u32 opaque(u32 x)
     return x;
 }
 
+/* threadIdx.x, read again each time: holds no register between uses. */
+__device__ __forceinline__ u32 thread_again()
+{
+#ifdef MLA_MODEL
+    return threadIdx.x;
+#else
+    u32 x;
+    asm volatile("mov.u32 %0, %%tid.x;" : "=r"(x));
+    return x;
+#endif
+}
+
 __device__ __forceinline__ const char *opaque(const char *x)
 {
 #ifndef MLA_MODEL

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* mqa_decode: the engine for absorbed decode on sm_90: tiles, key splits, tensor maps. Device side:
- * mqa_decode.cuh. */
+ * mqa_decode.cuh, and mqa_dense.cuh for dense requests of several row tiles. */
 #include "mqa_decode.h"
 
 #include "any/mqa_plan.h"
@@ -15,8 +15,13 @@
 enum {
     SMS = 132, /* a request with as many row tiles needs no splits */
     FEW_ROWS = 32,
+    LEAST_DENSE_ROWS = 16, /* of a box of keys, for mqa_dense */
+    PAIR = 1,
+    DENSE = 2,         /* tiles beside the plain one, 0 */
     LEAST_BOX_ROWS = 8 /* smaller pages: more TMA instructions than rows are worth */
 };
+/* Requests of as many row tiles stay with mqa_decode's own kernel: memory bounds both. */
+static const int64_t MOST_PLAIN_TILES = 1;
 /* Keys of a split, at least: each writes and reads a partial tile of 128 KB, beside 74 KB for 64
  * keys of a bf16 cache. */
 static const int64_t least_keys = 4096, least_of_few_rows = 2048, least_of_list = 2048;
@@ -53,6 +58,17 @@ static bool supports(const struct mla_job *job, char *why, size_t bytes)
     return false;
 }
 
+/* Dense and plain, with keys in boxes of LEAST_DENSE_ROWS or more: mqa_dense. */
+static bool dense_serves(const struct mla_job *job)
+{
+    const mla_problem *p = job->problem;
+    const int64_t page = p->page_size;
+    if (mla_mqa_uses_lists(job) || p->has_mask || mla_cache_is_packed(p->cache_format))
+        return false;
+    return page == 0 || page % MLA_DECODE90_KEYS == 0 ||
+           (page >= LEAST_DENSE_ROWS && MLA_DECODE90_KEYS % page == 0);
+}
+
 /* From the request's own shape alone: the batch around it changes no bit of its result. */
 static struct mla_mqa_cut cut(const struct mla_job *job, const struct mla_request *r)
 {
@@ -70,18 +86,22 @@ static struct mla_mqa_cut cut(const struct mla_job *job, const struct mla_reques
     /* Pairs: each block widens half of the keys. */
     if (mla_cache_is_packed(p->cache_format) && !p->has_mask &&
         (together % 2 == 0 || together > 4)) {
-        c.tile = 1;
+        c.tile = PAIR;
         c.tiles = c.tiles / together * ((together + 1) / 2);
     }
+    if (c.tiles > MOST_PLAIN_TILES && dense_serves(job))
+        c.tile = DENSE;
     c.splits = mla_mqa_choose_splits(job->wanted_splits, room, keys, least, steps);
     return c;
 }
 
-static struct mla_mqa_tile tile(const mla_problem *p, int index)
+static struct mla_mqa_tile tile_of(const mla_problem *p, int index)
 {
     int rope = (int)p->qk_rope_dim;
+    if (index == DENSE)
+        return p->q_dtype == MLA_BF16 ? mla_dense90_tile_bf16(rope) : mla_dense90_tile_f16(rope);
     return p->q_dtype == MLA_BF16
-               ? mla_decode90_tile_bf16((int)p->cache_format, rope, index == 1, p->has_mask)
+               ? mla_decode90_tile_bf16((int)p->cache_format, rope, index == PAIR, p->has_mask)
                : mla_decode90_tile_f16(rope);
 }
 
@@ -108,7 +128,7 @@ static mla_status launch_unaligned(const mla_problem *p, const struct mla_mqa_ar
     struct mla_mqa_tile any = p->q_dtype == MLA_BF16 ? mla_mqa_tile_bf16(rows, rope, packed)
                                                      : mla_mqa_tile_f16(rows, rope, packed);
     struct mla_mqa_args a = *args;
-    a.tile_parts = launch->tile + 1;
+    a.tile_parts = launch->tile == PAIR ? 2 : 1;
     MLA_CUDA(cudaFuncSetAttribute(any.function, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                   (int)any.shared_bytes));
     return mla_mqa_launch_grid(&any, &a, launch->blocks * a.tile_parts, stream);
@@ -139,18 +159,24 @@ static mla_status launch(const struct mla_job *job, const struct mla_mqa_tile *t
         status = set_query_map(p, &g);
     if (status != MLA_OK)
         return status;
+    struct mla_mqa_tile used = *tile;
+    if (launch->tile == DENSE && !(g.box_rows && g.q_boxes)) { /* other queries than TMA takes */
+        used = tile_of(p, 0);
+        MLA_CUDA(cudaFuncSetAttribute(used.function, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                      (int)used.shared_bytes));
+    }
     MLA_CUDA(cudaDeviceGetAttribute(&sms, cudaDevAttrMultiProcessorCount, job->context->device));
     const int64_t room = sms / tile->cluster; /* persistent */
-    return mla_mqa_launch_grid(tile, &g, launch->blocks < room ? launch->blocks : room, stream);
+    return mla_mqa_launch_grid(&used, &g, launch->blocks < room ? launch->blocks : room, stream);
 }
 
 static const struct mla_mqa_engine engine = {
     .name = "mqa_decode_sm90",
-    .num_tiles = 2,
+    .num_tiles = 3,
     .fills = true,
     .supports = supports,
     .cut = cut,
-    .tile = tile,
+    .tile = tile_of,
     .launch = launch,
 };
 

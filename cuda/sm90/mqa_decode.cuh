@@ -194,15 +194,6 @@ weigh_block(const struct mla_mqa_args &a, u32 note, float (&s)[KEYS / 2], u32 (&
 
 /* ------------------------------------------------------------------- output */
 
-__device__ __forceinline__ void rescale(float (&o)[128], const float (&factor)[2])
-{
-    if (__any_sync(~0u, factor[0] != 1 || factor[1] != 1)) {
-#pragma unroll
-        for (int i = 0; i < 128; i++)
-            o[i] *= factor[i >> 1 & 1];
-    }
-}
-
 /* This warpgroup's columns of a stage's V, which lies [key][column]: transposed. */
 __device__ __forceinline__ u64 values_desc(u32 smem, u32 stage, int wg)
 {
@@ -335,65 +326,6 @@ __device__ __forceinline__ void end_rows(const struct mla_mqa_args &a, const str
     }
 }
 
-/* This warpgroup's 256 columns of the rows that exist, times their factors. */
-__device__ __forceinline__ void store_columns(const struct mla_decode90_args &g, bool split, int wg,
-                                              const int64_t (&to)[2], const float (&factors)[2],
-                                              const float (&o)[128])
-{
-    const struct mla_mqa_args &a = g.a;
-    const int t = threadIdx.x & 3;
-    const bool floats = split || (a.out_dtype == MLA_F32 && g.wide_stores);
-#pragma unroll
-    for (int half = 0; half < 2; half++) {
-        const float factor = factors[half];
-        const bool there = to[half] >= 0;
-        const int64_t column = to[half] + wg * 256;
-        /* Of o, the pair of column 8 i + 2 t; without weight zero, whatever o holds. */
-        const auto pair = [&](int i) {
-            const float *x = &o[i * 4 + half * 2];
-            return make_float2(factor == 0 ? 0 : x[0] * factor, factor == 0 ? 0 : x[1] * factor);
-        };
-        if (!__any_sync(~0u, there))
-            continue;
-        if (floats) {
-            /* Two lanes swap: one then has four columns of 8 i, the other of 8 i + 8. */
-            const bool odd = t & 1;
-            float *out = (split ? a.part_out : (float *)a.out) + column + (odd ? 8 : 0) + t / 2 * 4;
-#pragma unroll
-            for (int i = 0; i < 32; i += 2) {
-                const float2 x = pair(i), y = pair(i + 1), give = odd ? x : y;
-                const float2 got =
-                    make_float2(__shfl_xor_sync(~0u, give.x, 1), __shfl_xor_sync(~0u, give.y, 1));
-                const float4 four =
-                    odd ? make_float4(got.x, got.y, y.x, y.y) : make_float4(x.x, x.y, got.x, got.y);
-                if (there)
-                    *(float4 *)(out + i * 8) = four;
-            }
-        } else if (g.wide_stores) {
-            const bool is_bf16 = a.out_dtype == MLA_BF16;
-#pragma unroll
-            for (int j = 0; j < 8; j++) {
-                u32 two[4];
-#pragma unroll
-                for (int i = 0; i < 4; i++) {
-                    const float2 x = pair(j * 4 + i);
-                    two[i] = is_bf16 ? cvt_rn_bf16x2_f32(x.x, x.y) : cvt_rn_f16x2_f32(x.x, x.y);
-                }
-                const uint4 piece = transpose_quad(two[0], two[1], two[2], two[3]);
-                if (there)
-                    *(uint4 *)(a.out + (column + j * 32 + t * 8) * 2) = piece;
-            }
-        } else {
-#pragma unroll
-            for (int i = 0; i < 32; i++) {
-                const float2 x = pair(i);
-                if (there)
-                    store_pair(a.out_dtype, a.out, column + i * 8 + t * 2, x.x, x.y);
-            }
-        }
-    }
-}
-
 /* Rows of a new work. */
 __device__ __forceinline__ void begin_rows(const struct mla_mqa_args &a,
                                            const struct decode_note &n, int row,
@@ -490,7 +422,7 @@ __device__ __forceinline__ void attend_works(const struct mla_decode90_args &g, 
         const struct decode_note n = read_note(note);
         int64_t to[2];
         end_rows(a, n, smem, wg, row, slot.stage, &r, to);
-        store_columns(g, n.split, wg, to, r.factor, o);
+        store_columns(a, g.wide_stores, n.split, wg, to, r.factor, o);
         release(smem + S::work_free + slot.stage * 8);
         slot.next();
     }

@@ -30,6 +30,9 @@ struct mla_decode90_args {
  * (never of pairs). */
 struct mla_mqa_tile mla_decode90_tile_bf16(int cache_format, int rope_dim, bool pair, bool masks);
 struct mla_mqa_tile mla_decode90_tile_f16(int rope_dim);
+/* For plain caches, dense, all of whose keys come by TMA (mqa_dense.cuh). */
+struct mla_mqa_tile mla_dense90_tile_bf16(int rope_dim);
+struct mla_mqa_tile mla_dense90_tile_f16(int rope_dim);
 
 #ifdef __cplusplus
 }

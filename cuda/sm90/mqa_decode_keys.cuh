@@ -17,9 +17,7 @@
 #ifndef MLA_CUDA_SM90_MQA_DECODE_KEYS_CUH
 #define MLA_CUDA_SM90_MQA_DECODE_KEYS_CUH
 
-#include "any/mqa_work.cuh"
-#include "element.cuh"
-#include "mqa_decode.h"
+#include "mqa_decode_work.cuh"
 #include "ptx/bulk.cuh"
 #include "ptx/cluster.cuh"
 #include "ptx/global.cuh"
@@ -31,9 +29,7 @@
 #include "ring.cuh"
 #include "warpgroup.cuh"
 
-static const int KEYS = MLA_DECODE90_KEYS, ROWS = MLA_DECODE90_ROWS;
-static const int PRODUCERS = 4;           /* warps, of all formats but fp8_ds_mla */
-static const u32 TILE_BYTES = KEYS * 128; /* 64 columns of a block of keys, or of the queries */
+static const int PRODUCERS = 4; /* warps, of all formats but fp8_ds_mla */
 
 /* Shared memory, for every format. */
 struct decode_shape {
@@ -57,120 +53,6 @@ struct decode_shape {
     static_assert(pair_bytes <= 232448, "227 KB of shared memory a block");
 };
 typedef decode_shape S;
-
-/* What the math warpgroups learn of a work. */
-struct decode_note {
-    int steps; /* blocks of keys; -1: no more works */
-    int boxes; /* the first of them, which came by TMA: all their keys are there */
-    int row0, rows;
-    int first;    /* key of the request at which the work begins */
-    int limit;    /* end of the keys that the request's first token sees */
-    int q_start;  /* the request's first token */
-    int split;    /* is the result partial? */
-    int64_t part; /* of row0 in the partial results */
-};
-
-static const u32 NOTE_STEPS = 0, NOTE_BOXES = 4;
-
-__device__ __forceinline__ void write_note(u32 note, const struct decode_note &n)
-{
-    st_shared(note, n.steps);
-    st_shared(note + 4, n.boxes);
-    st_shared(note + 8, n.row0);
-    st_shared(note + 12, n.rows);
-    st_shared(note + 16, n.first);
-    st_shared(note + 20, n.limit);
-    st_shared(note + 24, n.q_start);
-    st_shared(note + 28, n.split);
-    st_shared(note + 32, n.part);
-}
-
-__device__ __forceinline__ struct decode_note read_note(u32 note)
-{
-    return {ld_shared<int>(note),      ld_shared<int>(note + 4),  ld_shared<int>(note + 8),
-            ld_shared<int>(note + 12), ld_shared<int>(note + 16), ld_shared<int>(note + 20),
-            ld_shared<int>(note + 24), ld_shared<int>(note + 28), ld_shared<int64_t>(note + 32)};
-}
-
-/* Blocks of keys of a work. */
-struct span {
-    int first, last, boxes; /* boxes: end of those that TMA brings */
-};
-
-/* The first of the keys [from, until) whose page does not exist, or until. All lanes of a warp. */
-__device__ __forceinline__ int first_missing(const struct mla_mqa_args &a, const struct work &w,
-                                             int from, int until)
-{
-    const int first = page_column(&a.cache, from), end = page_column(&a.cache, until - 1) + 1;
-    int missing = end;
-#pragma unroll 4
-    for (int i = first + (int)threadIdx.x % 32; i < end; i += 32) {
-        const int page = i < a.cache.max_pages ? w.pages[i] : -1;
-        if (page < 0 || page >= a.cache.num_pages)
-            missing = min(missing, i);
-    }
-    missing = __reduce_min_sync(~0u, missing);
-    return missing == end ? until : max(from, missing * a.cache.page_size);
-}
-
-/* Work `index` of the launch. Tiles that share keys are neighbours: L2 serves all but the first. */
-template <bool PAIR>
-__device__ __forceinline__ struct span find_decode_work(const struct mla_decode90_args &g,
-                                                        int index, u32 rank, struct work *w)
-{
-    struct mla_mqa_args a = g.a;
-    struct mla_mqa_request r = g.only;
-    int low = 0, high = a.num_requests - 1;
-    while (low < high) { /* the last request that begins at or before this work */
-        int middle = (low + high + 1) / 2;
-        if (a.requests[middle].first_block <= index)
-            low = middle;
-        else
-            high = middle - 1;
-    }
-    const int end = low + 1 < a.num_requests ? a.requests[low + 1].first_block : g.works;
-    if (a.num_requests > 1)
-        r = a.requests[low];
-    a.requests = &r;
-    const int first = r.first_block, splits = r.splits, tiles = (end - first) / splits;
-    const int t = (index - first) % tiles, split = (index - first) / tiles;
-    const int block = first + t * splits + split;
-    set_work<ROWS>(a, 0, block, (int)rank, w);
-    if (PAIR && !a.topk &&
-        MLA_MUTANT != 14) { /* both blocks walk the keys that the later rows see */
-        struct work later;
-        set_work<ROWS>(a, 0, block, 1, &later);
-        w->end = later.end;
-        w->count = later.count;
-    }
-    const int steps = (w->count + KEYS - 1) / KEYS, share = (steps + splits - 1) / splits;
-    struct span s;
-    s.first = min(steps, w->split * share);
-    s.last = min(steps, s.first + share);
-    s.boxes = s.first;
-    if (g.box_rows && !w->list && !a.mask)
-        s.boxes = max(s.first, min(s.last, w->end / KEYS));
-    /* TMA brings zeros of a page that does not exist, which would count as keys. */
-    if (w->pages && s.boxes > s.first)
-        s.boxes = first_missing(a, *w, s.first * KEYS, s.boxes * KEYS) / KEYS;
-    return s;
-}
-
-__device__ __forceinline__ struct decode_note note_of(const struct mla_mqa_args &a,
-                                                      const struct work &w, const struct span &s)
-{
-    struct decode_note n;
-    n.steps = s.last - s.first;
-    n.boxes = s.boxes - s.first;
-    n.row0 = w.row0;
-    n.rows = w.rows;
-    n.first = s.first * KEYS;
-    n.limit = causal_end(a, w, 0);
-    n.q_start = w.r.q_start;
-    n.split = w.r.splits > 1;
-    n.part = w.r.part_row + (int64_t)w.split * w.r.query_len * a.heads + w.row0;
-    return n;
-}
 
 /* ------------------------------------------------------------------ formats */
 
@@ -582,23 +464,6 @@ __device__ __forceinline__ void gather_blocks(const struct mla_decode90_args &g,
 }
 
 #include "mqa_decode_stream.cuh"
-
-/* Where a box of keys lies. */
-struct box {
-    int slot, page;
-};
-
-__device__ __forceinline__ struct box find_box(const struct mla_mqa_args &a, const struct work &w,
-                                               int pos)
-{
-    struct box b = {w.r.kv_start + pos, 0};
-    if (w.pages && pos < w.end) {
-        const int column = page_column(&a.cache, pos);
-        b.slot = pos - column * a.cache.page_size;
-        b.page = column < a.cache.max_pages ? w.pages[column] : -1;
-    }
-    return b;
-}
 
 /* Block `step` by TMA, first lies its first box; each warp brings a quarter of the columns.
  * later: the first box of a block to call to L2, if it is one. */
