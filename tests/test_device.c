@@ -257,7 +257,7 @@ static int64_t splits_of(const char *text, const char *kernel, int64_t wanted)
 {
     const mla_plan_options options = {.kernel = kernel, .num_splits = wanted};
     mla_problem p;
-    mla_plan *plan;
+    mla_plan *plan = NULL;
     mla_request_info info;
     if (mla_problem_parse(&p, text, NULL, 0) != MLA_OK ||
         mla_plan_create(device, &p, &options, &plan) != MLA_OK ||

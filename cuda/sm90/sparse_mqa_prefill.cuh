@@ -371,6 +371,8 @@ __device__ __forceinline__ void take_queries(u32 (&q)[S::HELD * 4][4], u32 smem,
 {
     const u32 p = smem + S::p_at + stage.stage * S::tile_bytes, thread = threadIdx.x % 128 * 16;
     const u32 k_free = smem + S::k_free + stage.stage * 32;
+    /* Which queries there are is not asked, but no phase of a barrier passes unseen. */
+    mbarrier_wait(smem + S::seen + stage.stage * 8, stage.phase);
 #pragma unroll
     for (int j = 0; j < 4; j++) {
         const u32 at = smem + S::pairs_at + pair->stage * S::pair_bytes;
