@@ -22,6 +22,9 @@ enum {
 };
 /* Requests of as many row tiles stay with mqa_decode's own kernel: memory bounds both. */
 static const int64_t MOST_PLAIN_TILES = 1;
+/* So do requests of fewer keys beside others: both kernels take a launch, some 20 us, and this one
+ * gains nothing there. */
+static const int64_t least_dense_keys = 2048;
 /* Keys of a split, at least: each writes and reads a partial tile of 128 KB, beside 74 KB for 64
  * keys of a bf16 cache. */
 static const int64_t least_keys = 4096, least_of_few_rows = 2048, least_of_list = 2048;
@@ -89,7 +92,8 @@ static struct mla_mqa_cut cut(const struct mla_job *job, const struct mla_reques
         c.tile = PAIR;
         c.tiles = c.tiles / together * ((together + 1) / 2);
     }
-    if (c.tiles > MOST_PLAIN_TILES && dense_serves(job))
+    if (c.tiles > MOST_PLAIN_TILES && dense_serves(job) &&
+        (job->named || job->num_requests == 1 || keys >= least_dense_keys))
         c.tile = DENSE;
     c.splits = mla_mqa_choose_splits(job->wanted_splits, room, keys, least, steps);
     return c;
