@@ -442,7 +442,7 @@ def measure(problem, a, table):
         own = None
         if a.repeats and is_text:
             try:
-                own, _ = a.library.call(problem, {n: t.cuda() for n, t in tensors.items()})
+                own, _ = a.shared.call(problem, {n: t.cuda() for n, t in tensors.items()})
             except RuntimeError as why:
                 print(f"  libmla: {why}")
 
@@ -484,7 +484,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("problems", nargs="+", metavar="PROBLEM")
     parser.add_argument("--mla", default="build/mla")
-    parser.add_argument("--library", help="libmla.so; beside --mla where not given")
+    parser.add_argument("--library", dest="shared", help="libmla.so; beside --mla where not given")
     parser.add_argument("--repeats", type=int, default=25, help="of each time; 0 times nothing")
     parser.add_argument("--rows", type=int, default=16, help="rows judged of each result")
     parser.add_argument("--reference", action="store_true", help="errors of all rows against fp64")
@@ -500,7 +500,7 @@ def main():
           f"{'rel error':>10} checked")
     table = []
     if a.repeats:
-        a.library = Library(a.library or os.path.join(os.path.dirname(a.mla) or ".", "libmla.so"))
+        a.shared = Library(a.shared or os.path.join(os.path.dirname(a.mla) or ".", "libmla.so"))
     for problem in a.problems:
         measure(problem, a, table)
     if a.json:
