@@ -291,6 +291,43 @@ static void test_splits(void **state)
 #undef DECODE
 }
 
+/* With MLA_SPLITS_ALONE a request has the same bits by itself and before others. */
+static void test_alone(void **state)
+{
+    static const char *const texts[][2] = {
+        {"attend form=absorbed heads=64 batch=q2s300",
+         "attend form=absorbed heads=64 batch=q2s300,q1s40,q3s100"},
+        {"attend form=absorbed heads=16 batch=q3s200",
+         "attend form=absorbed heads=16 batch=q3s200,q9s500"},
+    };
+    const mla_plan_options options = {.num_splits = MLA_SPLITS_ALONE};
+    (void)state;
+    if (!device)
+        skip();
+    for (size_t i = 0; i < sizeof texts / sizeof *texts; i++) {
+        struct run r[2];
+        for (int j = 0; j < 2; j++)
+            make(&r[j], texts[i][j]);
+        const mla_problem *p = &r[0].k.problem;
+        const mla_tensors *from = &r[1].k.tensors;
+        mla_tensors *to = &r[0].k.tensors;
+        const size_t rows = (size_t)(mla_total_q(p) * p->heads_q), keys = (size_t)p->seq_lens_kv[0],
+                     width = (size_t)p->kv_lora_rank;
+        memcpy(to->q.data, from->q.data, rows * (width + (size_t)p->qk_rope_dim) * 2);
+        memcpy(to->kv_c.data, from->kv_c.data, keys * width * 2);
+        memcpy(to->k_pe.data, from->k_pe.data, keys * (size_t)p->qk_rope_dim * 2);
+        for (int j = 0; j < 2; j++) {
+            if (mla_plan_create(device, &r[j].k.problem, &options, &r[j].plan) != MLA_OK)
+                fail_msg("%s", mla_last_error());
+            run(&r[j]);
+        }
+        assert_memory_equal(r[0].out, r[1].out, rows * width * 2);
+        assert_memory_equal(r[0].lse, r[1].lse, rows * 4);
+        for (int j = 0; j < 2; j++)
+            drop(&r[j]);
+    }
+}
+
 static void *work(void *data)
 {
     struct thread *t = data;
@@ -336,7 +373,8 @@ static void test_threads(void **state)
 int main(int argc, char **argv)
 {
     const struct CMUnitTest in_model[] = {cmocka_unit_test(test_missing_pages),
-                                          cmocka_unit_test(test_splits)};
+                                          cmocka_unit_test(test_splits),
+                                          cmocka_unit_test(test_alone)};
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_workspace_limits), cmocka_unit_test(test_run_time_lengths),
         cmocka_unit_test(test_missing_pages),    cmocka_unit_test(test_splits),

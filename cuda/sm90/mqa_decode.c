@@ -22,8 +22,8 @@ enum {
 };
 /* Requests of as many row tiles stay with mqa_decode's own kernel: memory bounds both. */
 static const int64_t MOST_PLAIN_TILES = 1;
-/* So do requests of fewer keys beside others: both kernels take a launch, some 20 us, and this one
- * gains nothing there. */
+/* So do requests of fewer keys: the two kernels are launched one after the other, and batches of
+ * small requests would pay for both where this one has little to gain. */
 static const int64_t least_dense_keys = 2048;
 /* Keys of a split, at least: each writes and reads a partial tile of 128 KB, beside 74 KB for 64
  * keys of a bf16 cache. */
@@ -72,7 +72,8 @@ static bool dense_serves(const struct mla_job *job)
            (page >= LEAST_DENSE_ROWS && MLA_DECODE90_KEYS % page == 0);
 }
 
-/* From the request's own shape alone: the batch around it changes no bit of its result. */
+/* From the request's own shape alone, the wanted splits aside: with MLA_SPLITS_ALONE the batch round
+ * it changes no bit of its result. */
 static struct mla_mqa_cut cut(const struct mla_job *job, const struct mla_request *r)
 {
     const mla_problem *p = job->problem;
@@ -92,8 +93,7 @@ static struct mla_mqa_cut cut(const struct mla_job *job, const struct mla_reques
         c.tile = PAIR;
         c.tiles = c.tiles / together * ((together + 1) / 2);
     }
-    if (c.tiles > MOST_PLAIN_TILES && dense_serves(job) &&
-        (job->named || job->num_requests == 1 || keys >= least_dense_keys))
+    if (c.tiles > MOST_PLAIN_TILES && dense_serves(job) && (job->named || keys >= least_dense_keys))
         c.tile = DENSE;
     c.splits = mla_mqa_choose_splits(job->wanted_splits, room, keys, least, steps);
     return c;
