@@ -320,7 +320,8 @@ static mla_status copy_problem(mla_plan *plan, const mla_problem *problem)
 }
 
 /* Requests of one route and kernel become one job; requests stay in batch order inside it. */
-static mla_status group_requests(mla_plan *plan, const mla_plan_options *options)
+static mla_status group_requests(mla_plan *plan, const mla_plan_options *options,
+                                 const struct mla_kernel *named)
 {
     int64_t batch = plan->problem.batch, count = 0;
     for (int64_t b = 0; b < batch; b++) {
@@ -337,6 +338,7 @@ static mla_status group_requests(mla_plan *plan, const mla_plan_options *options
         plan->jobs = jobs;
         d->job = plan->num_jobs++;
         jobs[d->job] = job_of(plan, options, d->kernel, d->route);
+        jobs[d->job].named = d->kernel == named;
     }
     struct mla_request *sorted = mla_alloc((size_t)batch, sizeof *sorted);
     if (!sorted)
@@ -408,7 +410,7 @@ static mla_status build(mla_plan *plan, const mla_problem *problem, const mla_pl
     if (status == MLA_OK)
         status = decide(&chooser, plan->requests, plan->decisions);
     if (status == MLA_OK)
-        status = group_requests(plan, options);
+        status = group_requests(plan, options, chooser.named);
     return status == MLA_OK ? prepare_jobs(plan, options->workspace_limit_bytes) : status;
 }
 
